@@ -1,0 +1,35 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types unit evidence bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## train a small Llama on Jane Austen, on the emulated engine, and show the result
+	$(BIN)/anew train --preset tiny --data data/austen.txt --out runs/demo
+
+test: lint types unit  ## everything CI runs
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+unit: .venv/installed
+	$(BIN)/python -m pytest
+
+evidence: .venv/installed  ## the full measurements, written to docs/evidence/
+	$(BIN)/python -m evidence
+
+bench: .venv/installed  ## ratios against peers, measured side by side
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv runs build

@@ -1,0 +1,1 @@
+"""The full measurements: each module writes one docs/evidence/*.json."""

@@ -1,0 +1,48 @@
+"""``make demo`` on a fresh clone: how long everything takes, and what it shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from evidence import record
+
+#: The end of the output that the README shows: samples and summary.
+SHOWN_LINES = 14
+
+
+def main() -> None:
+    """Clone the commit, run the README's first command, read what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "anew"
+        subprocess.run(["git", "clone", "--quiet", record.ROOT, clone], check=True)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTHONPATH"))}
+        start = time.monotonic()
+        done = subprocess.run(["make", "demo"], cwd=clone, env=environment, capture_output=True, text=True, check=True)
+        seconds = time.monotonic() - start
+        run = json.loads((clone / "runs" / "demo" / "run.json").read_text())
+        shutil.copy(clone / "runs" / "demo" / "loss.png", record.FOLDER / "demo-loss.png")
+    first, last = run["first_val_loss"], run["last_val_loss"]
+    record.write(
+        "demo",
+        {
+            "seconds_all": seconds,
+            "minutes_all": seconds / 60,
+            "seconds_training": run["seconds_training"],
+            "first_val_loss": first,
+            "last_val_loss": last,
+            "fall": 1 - last / first,
+            "device": run["device"],
+            "emulated": run["emulated"],
+            "parameters": run["parameters"],
+            "programs": run["programs"],
+            "dispatches": run["dispatches"],
+            "rescaled": run["rescaled"],
+            "output": done.stdout.rstrip().splitlines()[-SHOWN_LINES:],
+        },
+    )

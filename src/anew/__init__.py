@@ -1,0 +1,26 @@
+"""anew: train and fine-tune PyTorch language models on the Apple Neural Engine, or on an emulated one.
+
+``anew.compile(model)`` compiles a model's layers in place; ``torch.compile(layer, backend="anew")`` one layer.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from anew.errors import AnewError, UserError
+
+if TYPE_CHECKING:
+    from anew.frontend.model import compile, statistics
+
+__version__ = metadata.version("anew")
+__all__ = ["AnewError", "UserError", "__version__", "compile", "statistics"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import PyTorch only when it is needed: ``anew --help`` answers at once."""
+    if name in ("compile", "statistics"):
+        from anew.frontend import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'anew' has no attribute '{name}'")

@@ -1,0 +1,5 @@
+"""What each engine generation can do, as data files, every row with its source."""
+
+from anew.chips.chip import Chip, known_chips, load_chip
+
+__all__ = ["Chip", "known_chips", "load_chip"]

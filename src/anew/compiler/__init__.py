@@ -1,0 +1,1 @@
+"""From an ATen graph to MIL programs: lowering, passes, operand scales."""

@@ -1,0 +1,127 @@
+"""Lowering of elementwise ATen operations and their derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from anew.compiler.lowering.table import Lowering, NotLowered, lowers
+from anew.mil import Value
+
+aten = torch.ops.aten
+
+Scalar = float | int
+
+
+def _binary(kind: str) -> Callable[..., Value]:
+    def lower(low: Lowering, node: Node, x: Value | Scalar, y: Value | Scalar, alpha: Scalar = 1) -> Value:
+        if alpha != 1:
+            y = low.op("mul", x=y, y=alpha) if isinstance(y, Value) else y * alpha
+        return low.op(kind, x=x, y=y)
+
+    return lower
+
+
+lowers(aten.add.Tensor, aten.add.Scalar)(_binary("add"))
+lowers(aten.sub.Tensor, aten.sub.Scalar)(_binary("sub"))
+lowers(aten.mul.Tensor, aten.mul.Scalar)(_binary("mul"))
+lowers(aten.maximum.default)(_binary("maximum"))
+lowers(aten.minimum.default)(_binary("minimum"))
+
+
+@lowers(aten.div.Tensor, aten.div.Scalar)
+def _div(low: Lowering, node: Node, x: Value, y: Value | Scalar) -> Value:
+    if isinstance(y, Value):
+        return low.op("real_div", x=x, y=y)
+    return low.op("mul", x=x, y=1.0 / y)
+
+
+@lowers(aten.neg.default)
+def _neg(low: Lowering, node: Node, x: Value) -> Value:
+    return low.op("mul", x=x, y=-1.0)
+
+
+@lowers(aten.pow.Tensor_Scalar)
+def _pow(low: Lowering, node: Node, x: Value, exponent: Scalar) -> Value:
+    if exponent == 1:
+        return x
+    if exponent == 2:
+        return low.op("mul", x=x, y=x)
+    if exponent == 3:
+        return low.op("mul", x=low.op("mul", x=x, y=x), y=x)
+    return low.op("pow", x=x, y=exponent)
+
+
+def _unary(kind: str, **fixed: Any) -> Callable[..., Value]:
+    return lambda low, node, x: low.op(kind, x=x, **fixed)
+
+
+lowers(aten.abs.default)(_unary("abs"))
+lowers(aten.exp.default)(_unary("exp"))
+lowers(aten.sqrt.default)(_unary("sqrt"))
+lowers(aten.rsqrt.default)(_unary("rsqrt", epsilon=0.0))
+lowers(aten.reciprocal.default)(_unary("inverse", epsilon=0.0))
+lowers(aten.sigmoid.default)(_unary("sigmoid"))
+lowers(aten.silu.default)(_unary("silu"))
+lowers(aten.tanh.default)(_unary("tanh"))
+
+
+@lowers(aten.sigmoid_backward.default)
+def _sigmoid_backward(low: Lowering, node: Node, grad: Value, y: Value) -> Value:
+    return low.op("mul", x=grad, y=low.op("mul", x=y, y=low.op("sub", x=1.0, y=y)))
+
+
+@lowers(aten.tanh_backward.default)
+def _tanh_backward(low: Lowering, node: Node, grad: Value, y: Value) -> Value:
+    return low.op("mul", x=grad, y=low.op("sub", x=1.0, y=low.op("mul", x=y, y=y)))
+
+
+@lowers(aten.silu_backward.default)
+def _silu_backward(low: Lowering, node: Node, grad: Value, x: Value) -> Value:
+    gate = low.op("sigmoid", x=x)
+    slope = low.op("add", x=low.op("mul", x=x, y=low.op("sub", x=1.0, y=gate)), y=1.0)
+    return low.op("mul", x=grad, y=low.op("mul", x=gate, y=slope))
+
+
+@lowers(aten.gelu.default)
+def _gelu(low: Lowering, node: Node, x: Value, approximate: str = "none") -> Value:
+    return low.op("gelu", x=x, mode="TANH_APPROXIMATION" if approximate == "tanh" else "EXACT")
+
+
+@lowers(aten.gelu_backward.default)
+def _gelu_backward(low: Lowering, node: Node, grad: Value, x: Value, approximate: str = "none") -> Value:
+    slope = _gelu_tanh_slope(low, x) if approximate == "tanh" else _gelu_erf_slope(low, x)
+    return low.op("mul", x=grad, y=slope)
+
+
+def _gelu_erf_slope(low: Lowering, x: Value) -> Value:
+    cdf = low.op("mul", x=low.op("add", x=low.op("erf", x=low.op("mul", x=x, y=math.sqrt(0.5))), y=1.0), y=0.5)
+    bell = low.op("exp", x=low.op("mul", x=low.op("mul", x=x, y=x), y=-0.5))
+    pdf = low.op("mul", x=bell, y=1 / math.sqrt(2 * math.pi))
+    return low.op("add", x=cdf, y=low.op("mul", x=x, y=pdf))
+
+
+def _gelu_tanh_slope(low: Lowering, x: Value) -> Value:
+    square = low.op("mul", x=x, y=x)
+    c = math.sqrt(2 / math.pi)
+    t = low.op("tanh", x=low.op("mul", x=x, y=low.op("add", x=low.op("mul", x=square, y=0.044715 * c), y=c)))
+    left = low.op("mul", x=low.op("add", x=t, y=1.0), y=0.5)
+    inner = low.op("mul", x=x, y=low.op("add", x=low.op("mul", x=square, y=3 * 0.044715 * c), y=c))
+    sech = low.op("sub", x=1.0, y=low.op("mul", x=t, y=t))
+    return low.op("add", x=left, y=low.op("mul", x=low.op("mul", x=sech, y=inner), y=0.5))
+
+
+@lowers(aten.clone.default, aten.detach.default, aten.alias.default)
+def _same(low: Lowering, node: Node, x: Value, memory_format: object = None) -> Value:
+    return x
+
+
+@lowers(aten._to_copy.default)
+def _to_copy(low: Lowering, node: Node, x: Value, dtype: torch.dtype | None = None, **kwargs: Any) -> Value:
+    if dtype not in (None, torch.float32):
+        raise NotLowered(f"a cast to {dtype} inside a region would not keep the boundary's float32")
+    return x

@@ -1,0 +1,81 @@
+"""Lowering of reductions, softmax and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from anew.compiler.custom_ops import MASKED
+from anew.compiler.lowering.table import Lowering, lowers, shape_of
+from anew.mil import Value
+
+aten = torch.ops.aten
+anew = torch.ops.anew
+
+#: Rows whose magnitudes all lie below this are normalised with it in the place of their maximum.
+SMALLEST_ROW_MAXIMUM = 2.0**-10
+
+
+@lowers(aten.sum.dim_IntList)
+def _sum(
+    low: Lowering, node: Node, x: Value, dims: Sequence[int] | None, keepdim: bool = False, dtype: object = None
+) -> Value:
+    axes = sorted(d % x.type.rank for d in (dims or range(x.type.rank)))
+    if axes == list(range(len(axes))) and len(axes) < x.type.rank:
+        return low.reshape(_sum_leading(low, x, len(axes)), shape_of(node))
+    return low.op("reduce_sum", x=x, axes=axes, keep_dims=keepdim)
+
+
+def _sum_leading(low: Lowering, x: Value, axes: int) -> Value:
+    """Sum over the leading axes as a product with ones: the array sums exactly, reduce_sum in narrow partial sums."""
+    rows = int(np.prod(x.shape[:axes]))
+    flat = low.reshape(x, (rows, x.type.numel // rows))
+    ones = low.builder.array(np.ones((1, rows)), "ones")
+    return low.matmul(ones, flat)
+
+
+@lowers(aten.mean.dim)
+def _mean(
+    low: Lowering, node: Node, x: Value, dims: Sequence[int] | None, keepdim: bool = False, dtype: object = None
+) -> Value:
+    axes = sorted(d % x.type.rank for d in (dims or range(x.type.rank)))
+    return low.op("reduce_mean", x=x, axes=axes, keep_dims=keepdim)
+
+
+@lowers(aten._softmax.default)
+def _softmax(low: Lowering, node: Node, x: Value, dim: int, half_to_float: bool) -> Value:
+    return low.op("softmax", x=x, axis=dim)
+
+
+@lowers(aten._softmax_backward_data.default)
+def _softmax_backward(low: Lowering, node: Node, grad: Value, y: Value, dim: int, dtype: object) -> Value:
+    total = low.op("reduce_sum", x=low.op("mul", x=grad, y=y), axes=[dim], keep_dims=True)
+    return low.op("mul", x=y, y=low.op("sub", x=grad, y=total))
+
+
+@lowers(anew.rms_norm.default)
+def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, Value]:
+    """Each row is divided by its largest magnitude first, so that no square leaves fp16 whatever the row's scale."""
+    peak = low.op("reduce_max", x=low.op("abs", x=x), axes=[-1], keep_dims=True)
+    peak = low.op("maximum", x=peak, y=SMALLEST_ROW_MAXIMUM)
+    unit = low.op("real_div", x=x, y=peak)
+    mean = low.op("reduce_mean", x=low.op("mul", x=unit, y=unit), axes=[-1], keep_dims=True)
+    # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
+    root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
+    scale = low.op("rsqrt", x=low.op("add", x=mean, y=low.op("mul", x=root, y=root)), epsilon=0.0)
+    return low.op("mul", x=unit, y=scale), low.op("real_div", x=scale, y=peak)
+
+
+@lowers(anew.rms_norm_backward.default)
+def _rms_norm_backward(low: Lowering, node: Node, grad: Value, normed: Value, rstd: Value) -> Value:
+    along = low.op("reduce_mean", x=low.op("mul", x=grad, y=normed), axes=[-1], keep_dims=True)
+    rest = low.op("sub", x=grad, y=low.op("mul", x=normed, y=along))
+    return low.op("mul", x=rest, y=rstd)
+
+
+@lowers(anew.causal_mask.default)
+def _causal_mask(low: Lowering, node: Node, queries: int, keys: int) -> Value:
+    return low.builder.array(np.triu(np.full((queries, keys), MASKED), 1), "mask")

@@ -1,0 +1,89 @@
+"""The table from ATen operations to the functions that lower them, and the context those work in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import Node
+
+from anew.errors import AnewError
+from anew.mil import Builder, Value
+
+
+class NotLowered(AnewError):
+    """An operation cannot run on the engine; the message is the rule it breaks."""
+
+
+class Lowering:
+    """The builder of one program, with the helpers that several lowerings share."""
+
+    def __init__(self) -> None:
+        self.builder = Builder()
+
+    def op(self, kind: str, **operands: Any) -> Value:
+        """Append a MIL operation."""
+        return self.builder.op(kind, **operands)
+
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
+        """Reshape, or ``x`` itself when it has that shape; a reshape of a reshape becomes one."""
+        if x.shape == tuple(shape):
+            return x
+        before = self.builder.producer(x)
+        if before is not None and before.kind == "reshape":
+            return self.reshape(_single(before.inputs["x"]), shape)
+        return self.op("reshape", x=x, shape=shape)
+
+    def transpose(self, x: Value, perm: Sequence[int]) -> Value:
+        """Transpose; undoes a transpose before it where the two cancel."""
+        before = self.builder.producer(x)
+        if before is not None and before.kind == "transpose":
+            inner = _single(before.inputs["perm"]).const
+            perm = [inner[p] for p in perm]
+            x = _single(before.inputs["x"])
+        if list(perm) == list(range(len(perm))):
+            return x
+        return self.op("transpose", x=x, perm=perm)
+
+    def matmul(self, x: Value, y: Value) -> Value:
+        """Matrix product over the last two axes; transposes of them fold into its flags."""
+        x, transpose_x = self._flipped(x)
+        y, transpose_y = self._flipped(y)
+        return self.op("matmul", x=x, y=y, transpose_x=transpose_x, transpose_y=transpose_y)
+
+    def _flipped(self, x: Value) -> tuple[Value, bool]:
+        before = self.builder.producer(x)
+        if before is None or before.kind != "transpose":
+            return x, False
+        perm, rank = list(_single(before.inputs["perm"]).const), x.type.rank
+        flip = [*range(rank - 2), rank - 1, rank - 2]
+        return (_single(before.inputs["x"]), True) if perm == flip else (x, False)
+
+
+def _single(operand: Any) -> Value:
+    assert isinstance(operand, Value)
+    return operand
+
+
+LowerFunction = Callable[..., Any]
+TABLE: dict[Any, LowerFunction] = {}
+
+
+def lowers(*targets: Any) -> Callable[[LowerFunction], LowerFunction]:
+    """Register a function ``f(lowering, node, *args, **kwargs)`` for ATen overloads.
+
+    Tensor arguments arrive as MIL values, everything else as in the graph. It returns a value, or a tuple of values for
+    an operation with several results, or raises NotLowered.
+    """
+
+    def register(function: LowerFunction) -> LowerFunction:
+        for target in targets:
+            TABLE[target] = function
+        return function
+
+    return register
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The static shape of a node's result."""
+    return tuple(int(n) for n in node.meta["val"].shape)

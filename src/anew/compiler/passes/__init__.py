@@ -1,0 +1,1 @@
+"""Passes over MIL functions, one a file, each from a function to a function."""

@@ -1,0 +1,144 @@
+"""Give every matmul operand a power of two, divide it out of the product, and report maxima.
+
+The engine rounds each product of a multiply-accumulate to 2^-16 and overflows at 32752, so operands must be brought
+to a fitting range. The factors come in through one input port and differ for each instance of the program; the
+maxima that the host needs to choose the next ones go out through one output port. See :mod:`anew.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from anew.compiler.passes.rewriter import Rewriter, uses_of
+from anew.mil import Function, Op, Value
+from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
+
+
+@dataclass
+class Scaled:
+    """The rewritten function and what the host must know of it.
+
+    ``weight_operands`` gives the operand index of each weight port that the host scales on upload;
+    ``output_products`` the product whose scales are still in an output (by position).
+    """
+
+    function: Function
+    scales: ScalePlan
+    weight_operands: dict[str, int] = field(default_factory=dict)
+    output_products: dict[int, int] = field(default_factory=dict)
+
+
+def scale_operands(function: Function, weights: set[str], checked: Sequence[int]) -> Scaled:
+    """Insert operand scales.
+
+    Args:
+        function: the function; its matmuls are scaled.
+        weights: names of the input ports that are parameters.
+        checked: positions of the outputs whose maxima are reported, so that an overflow is seen.
+    """
+    if not any(op.kind == "matmul" for op in function.ops) and not checked:
+        return Scaled(function, ScalePlan())
+    return _Scaler(function, weights, checked).run()
+
+
+class _Scaler:
+    def __init__(self, function: Function, weights: set[str], checked: Sequence[int]) -> None:
+        self.function = function
+        self.checked = checked
+        self.uses = uses_of(function)
+        self.producers = {v: op for op in function.ops for v in op.outputs}
+        matmuls = [op for op in function.ops if op.kind == "matmul"]
+        operands = list(dict.fromkeys(v for op in matmuls for v in op.tensors()))
+        self.index = {v: i for i, v in enumerate(operands)}
+        self.weights = {v for v in operands if v.name in weights and self._only_multiplied(v)}
+        dynamic = [v for v in operands if v.const is None and v not in self.weights]
+        self.rows = {v: row for row, v in enumerate(dynamic)}
+        self.ends = {op: self._output_end(op.output) for op in matmuls}
+        inner = [op for op in matmuls if self.ends[op] is None]
+        self.inverse_rows = {op: len(dynamic) + i for i, op in enumerate(inner)}
+        self.products = {op: i for i, op in enumerate(matmuls)}
+        outer = {end for end in self.ends.values() if end is not None}
+        self.checked = [i for i in checked if i not in outer]
+
+    def _only_multiplied(self, value: Value) -> bool:
+        return value not in self.function.outputs and all(op.kind == "matmul" for op in self.uses[value])
+
+    def _output_end(self, value: Value) -> int | None:
+        """Position of the output that a product reaches through data movement alone, if it goes nowhere else."""
+        outputs = [i for i, v in enumerate(self.function.outputs) if v is value]
+        if outputs:
+            return outputs[0] if len(outputs) == 1 and not self.uses[value] else None
+        if len(self.uses[value]) != 1:
+            return None
+        (use,) = self.uses[value]
+        return self._output_end(use.output) if use.kind in ("reshape", "transpose") else None
+
+    def run(self) -> Scaled:
+        new = Rewriter(self.function)
+        self.new = new
+        self.maxima: list[Value] = []
+        self.scaled: dict[Value, Value] = {}
+        self.scale_port = new.builder.input(SCALES, (max(len(self.rows) + len(self.inverse_rows), 1), 1))
+        operand_maxima: dict[Value, int] = {}
+        product_maxima: dict[Op, int] = {}
+        for op in self.function.ops:
+            if op.kind != "matmul":
+                new.copy(op)
+                continue
+            for value in op.tensors():
+                if value in self.rows and value not in self.scaled:
+                    operand_maxima[value] = self._report(new[value])
+                    factor = self._factor(self.rows[value])
+                    self.scaled[value] = new.builder.op("mul", hint="scaled", x=new[value], y=factor)
+            product_maxima[op] = self._matmul(op)
+        results = [self._report(new[self.function.outputs[i]]) for i in self.checked]
+        plan = ScalePlan(
+            operands=tuple(Operand(self.rows.get(v), operand_maxima.get(v)) for v in self.index),
+            products=tuple(self._product(op, product_maxima[op]) for op in self.products),
+            result_rows=tuple(results),
+            scale_rows=len(self.rows) + len(self.inverse_rows),
+            maxima_rows=len(self.maxima),
+        )
+        outputs = [new[v] for v in self.function.outputs]
+        if self.maxima:
+            outputs.append(self._pack())
+        return Scaled(
+            new.finish(outputs),
+            plan,
+            {v.name: self.index[v] for v in self.weights},
+            {end: self.products[op] for op, end in self.ends.items() if end is not None},
+        )
+
+    def _matmul(self, op: Op) -> int:
+        """Copy a matmul over its scaled operands; returns the row of the product's maximum."""
+        before = {v: self.new[v] for v in op.tensors()}
+        self.new.values.update({v: self.scaled[v] for v in before if v in self.scaled})
+        product = self.new.copy(op)
+        self.new.values.update(before)
+        row = self._report(product)
+        if op in self.inverse_rows:
+            factor = self._factor(self.inverse_rows[op])
+            self.new.values[op.output] = self.new.builder.op("mul", hint="unscaled", x=product, y=factor)
+        return row
+
+    def _factor(self, row: int) -> Value:
+        return self.new.builder.op("slice_by_size", hint="scale", x=self.scale_port, begin=[row, 0], size=[1, 1])
+
+    def _report(self, value: Value) -> int:
+        """Add the largest magnitude of a value to the maxima; returns its row."""
+        builder = self.new.builder
+        magnitude = builder.op("abs", x=value)
+        axes = list(range(value.type.rank))
+        largest = builder.op("reduce_max", x=magnitude, axes=axes, keep_dims=True)
+        self.maxima.append(largest if largest.shape == (1, 1) else builder.op("reshape", x=largest, shape=[1, 1]))
+        return len(self.maxima) - 1
+
+    def _pack(self) -> Value:
+        if len(self.maxima) == 1:
+            return self.new.builder.op("reshape", hint=MAXIMA, x=self.maxima[0], shape=[1, 1])
+        return self.new.builder.op("concat", hint=MAXIMA, values=tuple(self.maxima), axis=0, interleave=False)
+
+    def _product(self, op: Op, row: int) -> Product:
+        left, right = op.tensors()
+        return Product(self.index[left], self.index[right], self.inverse_rows.get(op), row)

@@ -1,0 +1,1 @@
+"""Running MIL: the device interface and the devices behind it."""

@@ -1,0 +1,131 @@
+"""What every device offers: compile MIL text, make operations of a program, bind buffers by port name, execute.
+
+The interface is the smallest common ground of the two routes to the real engine (Espresso's e5rt functions and the
+``_ANE*`` classes) and of the emulated one: a program is compiled from text and a weight blob, serves any number of
+operation instances, and reads and writes buffers whose rows are strided to the chip's row size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from anew.chips import Chip
+from anew.device.buffers import BufferPool
+from anew.errors import AnewError
+from anew.mil import TensorType
+
+
+class DeviceError(AnewError):
+    """A device refused or failed; ``stage`` is ``compile``, ``load``, ``bind`` or ``execute``."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(f"{stage}: {message}")
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output of a program."""
+
+    name: str
+    type: TensorType
+
+
+class Operation(ABC):
+    """One instance of a program, with its own bindings. Buffers stay bound until rebound."""
+
+    def __init__(self, program: LoadedProgram) -> None:
+        self.program = program
+        self.bindings: dict[str, Tensor] = {}
+
+    def bind(self, buffers: Mapping[str, Tensor]) -> None:
+        """Bind leased buffers to ports by name; raises DeviceError when a name or a shape does not fit."""
+        ports = self.program.ports
+        for name, buffer in buffers.items():
+            port = ports.get(name)
+            if port is None:
+                raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(ports)}")
+            if tuple(buffer.shape) != port.type.shape:
+                raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
+            self.bindings[name] = buffer
+
+    def execute(self) -> None:
+        """Run once, synchronously; raises DeviceError when a port is unbound or the device fails."""
+        missing = self.program.ports.keys() - self.bindings.keys()
+        if missing:
+            raise DeviceError("execute", f"port '{min(missing)}' is not bound")
+        self.program.device.statistics.dispatches += 1
+        self._execute()
+
+    def release_bindings(self) -> None:
+        """Forget the bound buffers, so that they return to the pool once nobody holds them."""
+        self.bindings.clear()
+
+    @abstractmethod
+    def _execute(self) -> None: ...
+
+
+class LoadedProgram(ABC):
+    """A compiled program. Its ports are known by name; ``release`` frees its place in the device's budget."""
+
+    def __init__(self, device: Device, inputs: list[Port], outputs: list[Port]) -> None:
+        self.device = device
+        self.inputs = inputs
+        self.outputs = outputs
+        self.ports = {port.name: port for port in (*inputs, *outputs)}
+
+    @abstractmethod
+    def operation(self) -> Operation:
+        """Make an operation instance with its own bindings."""
+
+    def release(self) -> None:
+        """Unload the program."""
+        self.device.statistics.programs -= 1
+
+
+@dataclass
+class DeviceStatistics:
+    """Counts since the device was made: programs loaded now, compiles and dispatches so far."""
+
+    programs: int = 0
+    compiles: int = 0
+    dispatches: int = 0
+
+
+@dataclass
+class Device(ABC):
+    """An engine that runs MIL: the emulated one, the null one, or a real one."""
+
+    chip: Chip
+    statistics: DeviceStatistics = field(default_factory=DeviceStatistics)
+
+    #: As given to ``device=``.
+    name = ""
+    #: True when no silicon computes.
+    emulated = True
+
+    def __post_init__(self) -> None:
+        self.buffers = BufferPool(self.chip.row_bytes)
+
+    def compile(self, text: str, weights: bytes) -> LoadedProgram:
+        """Compile MIL text and its weight blob.
+
+        Raises DeviceError when a budget of the chip is spent, MilError when the text is refused.
+        """
+        if self.statistics.programs >= self.chip.loaded_programs:
+            raise DeviceError(
+                "load",
+                f"{self.statistics.programs} programs are loaded, the most that {self.chip.name} takes in a process; "
+                "use fewer shapes or release a compiled model",
+            )
+        self.statistics.compiles += 1
+        program = self._compile(text, weights)
+        self.statistics.programs += 1
+        return program
+
+    @abstractmethod
+    def _compile(self, text: str, weights: bytes) -> LoadedProgram: ...

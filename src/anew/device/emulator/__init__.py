@@ -1,0 +1,1 @@
+"""The emulated engine: parses MIL text and computes as the silicon does."""

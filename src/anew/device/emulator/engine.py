@@ -1,0 +1,62 @@
+"""The emulated engine as a device: parses the very text and blob the engine would get, and runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
+from anew.device.emulator.executor import Executable
+from anew.errors import UserError
+from anew.mil import Function, parse_program
+
+NUMERICS = ("exact", "fast")
+
+
+@dataclass
+class EmulatedEngine(Device):
+    """Computes as the silicon does, on the host's processor.
+
+    ``numerics`` is ``exact`` (the multiply-accumulate rule bit for bit) or ``fast`` (every range rule and fp16
+    rounding, without the 2^-16 grid of products).
+    """
+
+    numerics: str = "fast"
+    name = "emulator"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.numerics not in NUMERICS:
+            raise UserError(f"unknown numerics '{self.numerics}'; known: {', '.join(NUMERICS)}")
+
+    def _compile(self, text: str, weights: bytes) -> LoadedProgram:
+        main = parse_program(text, weights).main
+        self._check_ports(main)
+        return EmulatedProgram(self, main)
+
+    def _check_ports(self, main: Function) -> None:
+        for value in (*main.inputs, *main.outputs):
+            if value.type.dtype != "fp16":
+                raise DeviceError("compile", f"port '{value.name}' is {value.type}; the engine's ports are fp16")
+
+
+class EmulatedProgram(LoadedProgram):
+    """A parsed program, made into a list of steps once."""
+
+    def __init__(self, engine: EmulatedEngine, main: Function) -> None:
+        super().__init__(
+            engine, [Port(v.name, v.type) for v in main.inputs], [Port(v.name, v.type) for v in main.outputs]
+        )
+        self.executable = Executable(main, exact=engine.numerics == "exact", convolution=engine.chip.convolution)
+
+    def operation(self) -> Operation:
+        """Make an operation instance; instances share the steps and own their bindings."""
+        return EmulatedOperation(self)
+
+
+class EmulatedOperation(Operation):
+    """One instance of an emulated program."""
+
+    program: EmulatedProgram
+
+    def _execute(self) -> None:
+        self.program.executable.run(self.bindings)

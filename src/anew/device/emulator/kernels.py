@@ -1,0 +1,103 @@
+"""The engine's arithmetic, one kernel an operation: the reference meaning with the engine's roundings around it.
+
+Arithmetic classes (chip data says which applies where):
+    bit-exact   matmul, conv (in ``exact``), data movement, add, sub, mul, maximum, minimum, abs, relu, square
+    calibrated  reductions (narrow accumulation), softmax and the function tables: fp32 meaning, rounded to fp16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anew.device.emulator.conv import conv2d
+from anew.device.emulator.mac import matmul_exact, matmul_fast
+from anew.device.emulator.reduce import narrow_sum
+from anew.device.emulator.rounding import absmax, round_elementwise_
+from anew.mil import Op, lookup
+from anew.mil.ops.matmul import conv_padding, matmul_operands
+
+Kernel = Callable[..., Tensor]
+
+
+class Arithmetic:
+    """Chooses the kernel of an operation for one chip and one setting of ``numerics``."""
+
+    def __init__(self, *, exact: bool, winograd: bool) -> None:
+        self.exact = exact
+        self.winograd = winograd
+
+    def kernel(self, op: Op) -> Kernel:
+        """Return a function of the operation's fp16 operands (as float32) that computes its result."""
+        definition = lookup(op.kind)
+        parameters = _parameters(op)
+        special = getattr(self, f"_{op.kind}", None)
+        if special is not None:
+            return partial(special, **parameters)
+        meaning = _positional(op, parameters)
+        return meaning if definition.family == "move" else partial(_rounded, meaning)
+
+    def _matmul(self, x: Tensor, y: Tensor, transpose_x: bool, transpose_y: bool) -> Tensor:
+        product = matmul_exact if self.exact else matmul_fast
+        return product(*matmul_operands(x, y, transpose_x, transpose_y))
+
+    def _conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        strides: tuple[int, int],
+        pad_type: str,
+        pad: tuple[int, ...],
+        dilations: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        kernel, size = (weight.shape[2], weight.shape[3]), (x.shape[2], x.shape[3])
+        padding = conv_padding(pad_type, pad, kernel, strides, dilations, size)
+        return conv2d(x, weight, strides, padding, dilations, groups, exact=self.exact, winograd=self.winograd)
+
+    def _reduce_sum(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
+        return narrow_sum(x, axes, keep_dims, exact=self.exact)
+
+    def _reduce_mean(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
+        total = narrow_sum(x, axes, keep_dims, exact=self.exact)
+        return round_elementwise_(total * (total.numel() / x.numel()))
+
+    def _reduce_max(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
+        return x.amax(axes, keep_dims)
+
+    def _reduce_min(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
+        return x.amin(axes, keep_dims)
+
+    def _abs(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def largest_magnitude(shape: tuple[int, ...]) -> Kernel:
+    """A kernel for ``reduce_max(abs(x))`` over all axes, in one pass; the result has ``shape``, all ones."""
+    return lambda x: torch.full(shape, absmax(x))
+
+
+def _parameters(op: Op) -> dict[str, Any]:
+    """The compile-time parameters of an operation, as Python values; defaults filled in."""
+    given: dict[str, Any] = {}
+    for param in lookup(op.kind).params:
+        operand = op.inputs.get(param.name)
+        if param.kind == "const":
+            given[param.name] = param.default if operand is None else operand.const  # type: ignore[union-attr]
+    return given
+
+
+def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
+    """The reference meaning as a function of the tensor operands in order."""
+    definition = lookup(op.kind)
+    if definition.params[0].kind == "tensors":
+        return lambda *values: definition.meaning(values, **parameters)
+    return lambda *values: definition.meaning(*values, **parameters)
+
+
+def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:
+    return round_elementwise_(meaning(*operands).contiguous())

@@ -1,0 +1,34 @@
+"""A device that computes nothing: to measure what the host adds. Its outputs are zeros."""
+
+from __future__ import annotations
+
+from anew.device.base import Device, LoadedProgram, Operation, Port
+from anew.mil import parse_program
+
+
+class NullDevice(Device):
+    """Takes any program, returns zeros."""
+
+    name = "null"
+
+    def _compile(self, text: str, weights: bytes) -> LoadedProgram:
+        main = parse_program(text, weights).main
+        return NullProgram(
+            self, [Port(v.name, v.type) for v in main.inputs], [Port(v.name, v.type) for v in main.outputs]
+        )
+
+
+class NullProgram(LoadedProgram):
+    """A program of which only the ports are known."""
+
+    def operation(self) -> Operation:
+        """Make an operation that does nothing."""
+        return NullOperation(self)
+
+
+class NullOperation(Operation):
+    """Writes zeros to its output ports."""
+
+    def _execute(self) -> None:
+        for port in self.program.outputs:
+            self.bindings[port.name].zero_()

@@ -1,0 +1,1 @@
+"""Capture: the torch.compile backend, anew.compile(model), the region's boundary."""

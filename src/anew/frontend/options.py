@@ -1,0 +1,68 @@
+"""The options of a compiled model, checked where they enter."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from anew.chips import load_chip
+from anew.device.base import Device
+from anew.device.emulator.engine import NUMERICS, EmulatedEngine
+from anew.device.null import NullDevice
+from anew.errors import UserError
+
+DEVICES = ("auto", "emulator", "null")
+SCALINGS = ("operands", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``torch.compile(..., backend="anew", options={...})`` and :func:`anew.compile` take.
+
+    Attributes:
+        device: ``auto`` (the emulator: no route to a real engine is built yet), ``emulator`` or ``null``.
+        chip: whose limits and arithmetic hold, as named by :func:`anew.chips.known_chips`.
+        numerics: ``fast`` or ``exact``, of the emulator.
+        strict: raise where an operation cannot run on the engine, instead of running it on the host.
+        scaling: ``operands``, or ``none`` to leave operands and cotangents as they are, to study the engine's arithmetic:
+            gradients are then noise unless the loss is scaled up, and overflows go unseen.
+    """
+
+    device: str = "auto"
+    chip: str = "m4"
+    numerics: str = "fast"
+    strict: bool = False
+    scaling: str = "operands"
+
+    def __post_init__(self) -> None:
+        _check("device", self.device, DEVICES)
+        _check("numerics", self.numerics, NUMERICS)
+        _check("scaling", self.scaling, SCALINGS)
+        if not isinstance(self.strict, bool):
+            raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
+        load_chip(self.chip)
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Options:
+        """Options from a mapping; an unknown name raises UserError with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"unknown option '{name}'{hint} Known: {', '.join(known)}")
+        return cls(**given)
+
+    def make_device(self) -> Device:
+        """Make the device these options name."""
+        chip = load_chip(self.chip)
+        if self.device == "null":
+            return NullDevice(chip)
+        return EmulatedEngine(chip, numerics=self.numerics)
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"option '{name}' is one of {', '.join(known)}, not {value!r}")

@@ -1,0 +1,102 @@
+"""Split a joint graph into forward and backward so that only what must be is saved between them.
+
+AOTAutograd's default partition saves whatever the backward reads, views and constants included. A view of a saved
+tensor would be a second output of the program, and a view of a weight a copy of it; so views are replayed in the
+backward, and the tensors they look at are saved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from functorch.compile import default_partition
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+_VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.default,
+    aten.expand.default,
+    aten.detach.default,
+    aten.alias.default,
+}
+
+
+def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[Any, Any]:
+    """A ``partition_fn`` of AOTAutograd: default partition, then views of saved tensors replayed in the backward."""
+    forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+    results = list(forward.graph.output_node().args[0])
+    results, saved = results[:num_fwd_outputs], results[num_fwd_outputs:]
+    placeholders = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
+    replay = _Replay(backward, placeholders, first_cotangent=_first_cotangent(backward, saved))
+    for node in saved:
+        if is_view(node):
+            replay.replace(node)
+    kept = [n for n in saved if not is_view(n)]
+    extra = [n for n in replay.added if n not in kept]
+    _set_output(forward, [*results, *kept, *extra])
+    for module in (forward, backward):
+        module.graph.eliminate_dead_code()
+        module.graph.lint()
+        module.recompile()
+    return forward, backward
+
+
+def is_view(node: Any) -> bool:
+    """Whether a node is a view of its first argument."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in _VIEWS
+
+
+def _first_cotangent(backward: GraphModule, saved: list[Node]) -> Node:
+    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
+    return placeholders[len(saved)]
+
+
+def _set_output(module: GraphModule, results: list[Any]) -> None:
+    output = module.graph.output_node()
+    output.args = (tuple(results),)
+
+
+class _Replay:
+    """Recomputes saved views in the backward graph from the tensors they look at."""
+
+    def __init__(self, backward: GraphModule, placeholders: dict[str, Node], first_cotangent: Node) -> None:
+        self.graph = backward.graph
+        self.placeholders = placeholders
+        self.first_cotangent = first_cotangent
+        self.first_operation = next(n for n in self.graph.nodes if n.op != "placeholder")
+        self.added: list[Node] = []
+
+    def replace(self, view: Node) -> None:
+        """Put the replayed view in the place of the placeholder that stood for it."""
+        placeholder = self.placeholders.pop(view.name)
+        placeholder.replace_all_uses_with(self._value(view))
+        self.graph.erase_node(placeholder)
+
+    def _value(self, node: Node) -> Node:
+        if not is_view(node):
+            return self._saved(node)
+        base = self._value(node.args[0])  # type: ignore[arg-type]
+        with self.graph.inserting_before(self.first_operation):
+            new = self.graph.call_function(cast(Callable[..., Any], node.target), (base, *node.args[1:]), node.kwargs)
+        new.meta = dict(node.meta)
+        return new
+
+    def _saved(self, node: Node) -> Node:
+        if node.name not in self.placeholders:
+            with self.graph.inserting_before(self.first_cotangent):
+                new = self.graph.placeholder(node.name)
+            new.meta = dict(node.meta)
+            self.placeholders[node.name] = new
+            self.added.append(node)
+        return self.placeholders[node.name]

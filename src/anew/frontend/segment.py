@@ -1,0 +1,229 @@
+"""One compiled program at work: tensors in, tensors out, scales kept, buffers leased.
+
+The boundary contract: tensors outside are fp32 and unscaled. Cotangents are brought to a range of fp16 that suits the
+backward program by one power of two, which is divided out of the gradients in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anew.device.base import Device
+from anew.errors import AnewError
+from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
+from anew.plan import MAXIMA, SCALES, InputPort, Plan
+
+#: A magnitude above this is a mask's "minus infinity", not a number to keep.
+MASK_MAGNITUDE = 1e30
+#: Runs that a call may take until its scales fit.
+ATTEMPTS = 16
+
+
+@dataclass
+class Statistics:
+    """Counts of one session: region calls, those repeated after calibration, and calibrating runs."""
+
+    calls: int = 0
+    rescaled: int = 0
+    calibrations: int = 0
+
+
+@dataclass
+class UploadedWeight:
+    """A weight in an fp16 buffer: the version and storage it was read from and the exponent it carries."""
+
+    source: tuple[int, int]
+    buffer: Tensor
+    exponent: int
+
+
+class WeightStore:
+    """Weights as uploaded, shared by the forward and the backward program of a region."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._uploaded: dict[tuple[int, bool], UploadedWeight] = {}
+
+    def upload(self, weight: Tensor, scaled: bool, fresh: bool) -> UploadedWeight:
+        """Return the weight's buffer; converts it again when ``fresh`` or when it changed since."""
+        key, source = (weight.data_ptr(), scaled), (weight.data_ptr(), weight._version)
+        known = self._uploaded.get(key)
+        if known is None or fresh or known.source != source:
+            exponent = weight_exponent(magnitude(weight)) if scaled else 0
+            buffer = self.device.buffers.lease(tuple(weight.shape))
+            write(buffer, weight, exponent)
+            known = self._uploaded[key] = UploadedWeight(source, buffer, exponent)
+        return known
+
+
+def magnitude(x: Tensor) -> float:
+    """The largest magnitude of a tensor; NaN or infinite when one of its elements is."""
+    low, high = torch.aminmax(x.detach())
+    return max(-float(low), float(high)) if not math.isnan(float(low)) else math.nan
+
+
+def write(buffer: Tensor, x: Tensor, exponent: int) -> None:
+    """Write ``x * 2**exponent`` into an fp16 buffer, rounded once."""
+    buffer.copy_(x if exponent == 0 else x * 2.0**exponent)
+
+
+class Segment:
+    """A plan, its program on a device, and one scale state for each region instance.
+
+    Call it with the graph's arguments; it returns the graph's results.
+    """
+
+    def __init__(
+        self, plan: Plan, device: Device, weights: WeightStore, statistics: Statistics, scaling: str = "operands"
+    ) -> None:
+        self.plan = plan
+        self.scaling = scaling == "operands"
+        self.device = device
+        self.weights = weights
+        self.statistics = statistics
+        self.program = device.compile(plan.text, plan.weights)
+        self.operation = self.program.operation()
+        self.states: dict[int, ScaleState] = {}
+        self.backward = any(port.kind == "cotangent" for port in plan.inputs)
+
+    def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
+        """Run the program on the graph's arguments."""
+        self.statistics.calls += 1
+        state = self.state(args)
+        buffers, weights = self._upload(args)
+        peak = self._cotangent_peak(args)
+        if not math.isfinite(peak):
+            return self._nan_results(args)
+        state.fix(weights)
+        for attempt in range(ATTEMPTS):
+            cotangent = exponent_for(2.0**state.cotangent, peak) if self.scaling else 0
+            verdict, outputs, exponents = self._run(state, args, buffers, cotangent)
+            if verdict == "good":
+                self._count(state, attempt)
+                return self._download(args, outputs, exponents, cotangent)
+            if verdict == "overflow":
+                self._lower_cotangent(state)
+        raise AnewError(
+            f"{self.plan.name}: no operand scales fit after {ATTEMPTS} runs; the values of this region span more than "
+            "fp16 holds"
+        )
+
+    def state(self, args: Sequence[Tensor]) -> ScaleState:
+        """The scale state of the instance these arguments belong to, known by where its first weight lies."""
+        first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
+        key = 0 if first is None else args[first].data_ptr()
+        return self.states.setdefault(key, ScaleState(self.plan.scales))
+
+    def _upload(self, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
+        """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand."""
+        buffers: dict[str, Tensor] = {}
+        exponents: dict[int, int] = {}
+        for port in self.plan.inputs:
+            x = args[port.argument]
+            if port.kind == "weight":
+                scaled = self.scaling and port.operand is not None
+                uploaded = self.weights.upload(x, scaled, fresh=not self.backward)
+                buffers[port.name] = uploaded.buffer
+                if port.operand is not None:
+                    exponents[port.operand] = uploaded.exponent
+            elif port.kind == "activation":
+                buffers[port.name] = self._activation(port, x)
+        return buffers, exponents
+
+    def _activation(self, port: InputPort, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16 and not x.requires_grad and x.stride() == self._strides(port):
+            return x  # a saved activation: it lies in a leased buffer already
+        buffer = self.device.buffers.lease(port.shape)
+        peak = magnitude(x)
+        if peak > FP16_MAX:
+            x = self._finite(port, x)
+        buffer.copy_(x)
+        return buffer
+
+    def _strides(self, port: InputPort) -> tuple[int, ...]:
+        return self.device.buffers.strides(port.shape)
+
+    def _finite(self, port: InputPort, x: Tensor) -> Tensor:
+        """Masks of -inf or -3.4e38 become finite; anything else beyond fp16 is an error, not a clamp."""
+        beyond = x.abs() > FP16_MAX
+        if not bool((x[beyond].abs() > MASK_MAGNITUDE).all()):
+            raise AnewError(
+                f"{self.plan.name}: input '{port.name}' {list(port.shape)} reaches {magnitude(x):.4g}, beyond fp16's "
+                f"{FP16_MAX:.0f}; the engine computes in fp16 only"
+            )
+        return x.clamp(-FP16_MAX, FP16_MAX)
+
+    def _cotangent_peak(self, args: Sequence[Tensor]) -> float:
+        peaks = [magnitude(args[port.argument]) for port in self.plan.inputs if port.kind == "cotangent"]
+        return math.nan if any(math.isnan(p) for p in peaks) else max(peaks, default=0.0)
+
+    def _run(
+        self, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
+    ) -> tuple[str, dict[str, Tensor], list[int]]:
+        """One dispatch; returns the verdict on it, its output buffers and the exponents it ran with."""
+        lease = self.device.buffers.lease
+        for port in self.plan.inputs:
+            if port.kind == "cotangent":
+                buffers[port.name] = lease(port.shape)
+                write(buffers[port.name], args[port.argument], cotangent)
+        if SCALES in self.program.ports:
+            buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
+            buffers[SCALES].copy_(torch.from_numpy(state.factors()))
+        outputs = {port.name: lease(port.type.shape) for port in self.program.outputs}
+        self.operation.bind(buffers | outputs)
+        self.operation.execute()
+        self.operation.release_bindings()
+        exponents = [state.product_exponent(p) for p in self.plan.scales.products]
+        if MAXIMA not in outputs or not self.scaling:
+            return "good", outputs, exponents
+        maxima = outputs[MAXIMA].float().flatten().numpy()
+        return state.review(maxima), outputs, exponents
+
+    def _count(self, state: ScaleState, attempts: int) -> None:
+        if not state.calibrated:
+            self.statistics.calibrations += attempts
+        elif attempts:
+            self.statistics.rescaled += 1
+        state.calibrated = True
+
+    def _lower_cotangent(self, state: ScaleState) -> None:
+        if not self.backward:
+            raise AnewError(
+                f"{self.plan.name}: a value of this region leaves fp16 ({FP16_MAX:.0f}) in the forward pass; the "
+                "engine computes in fp16 only"
+            )
+        state.cotangent -= 3
+
+    def _download(
+        self, args: Sequence[Tensor], outputs: dict[str, Tensor], exponents: list[int], cotangent: int
+    ) -> list[Tensor | None]:
+        results: list[Tensor | None] = [None] * self.plan.result_count
+        for port in self.plan.outputs:
+            x = outputs[port.name]
+            if not port.saved:
+                carried = exponents[port.product] if port.product is not None else 0
+                x = unscaled(x, carried + (cotangent if port.linear else 0))
+            for position in port.results:
+                results[position] = x
+        for position, argument in self.plan.passed:
+            results[position] = args[argument]
+        return results
+
+    def _nan_results(self, args: Sequence[Tensor]) -> list[Tensor | None]:
+        """Non-finite cotangents give non-finite gradients, as in PyTorch; the engine would make them finite."""
+        results: list[Tensor | None] = [None] * self.plan.result_count
+        for port in self.plan.outputs:
+            for position in port.results:
+                results[position] = torch.full(port.shape, math.nan)
+        return results
+
+
+def unscaled(buffer: Tensor, exponent: int) -> Tensor:
+    """Return ``buffer / 2**exponent`` as a fresh fp32 tensor."""
+    x = buffer.to(torch.float32, memory_format=torch.contiguous_format)
+    return x if exponent == 0 else x.mul_(2.0**-exponent)

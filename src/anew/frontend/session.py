@@ -1,0 +1,66 @@
+"""A session: one set of options, one device, everything compiled for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anew.device.base import Device
+from anew.frontend.options import Options
+from anew.frontend.placement import HostOperation
+from anew.frontend.segment import Statistics as Counts
+from anew.plan import Plan
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a session has done so far.
+
+    Attributes:
+        device: the device in use. emulated: True when no silicon computed. chip, numerics: as chosen.
+        programs: programs loaded. dispatches: programs run. regions: graphs compiled.
+        rescaled: region calls run again because a value outgrew its scale. calibrations: runs spent on first calls.
+        host_operations: graph nodes that run on the host, each with the rule that keeps it off the engine.
+    """
+
+    device: str
+    emulated: bool
+    chip: str
+    numerics: str
+    programs: int
+    dispatches: int
+    regions: int
+    rescaled: int
+    calibrations: int
+    host_operations: tuple[HostOperation, ...]
+
+
+class Session:
+    """Shared by every region compiled with the same options."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device: Device = options.make_device()
+        self.counts = Counts()
+        self.plans: list[Plan] = []
+        self.regions = 0
+        self.host_operations: list[HostOperation] = []
+
+    def name_region(self) -> str:
+        """Return a name for the next region."""
+        self.regions += 1
+        return f"region {self.regions}"
+
+    def statistics(self) -> Statistics:
+        """Return the counts so far."""
+        return Statistics(
+            device=self.device.name,
+            emulated=self.device.emulated,
+            chip=self.device.chip.name,
+            numerics=self.options.numerics,
+            programs=self.device.statistics.programs,
+            dispatches=self.device.statistics.dispatches,
+            regions=self.regions,
+            rescaled=self.counts.rescaled,
+            calibrations=self.counts.calibrations,
+            host_operations=tuple(self.host_operations),
+        )

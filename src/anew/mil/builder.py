@@ -1,0 +1,148 @@
+"""Build a function one operation at a time: types are inferred, parameters become named constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anew.mil.ops.registry import MilError, OpDef, Param, lookup
+from anew.mil.program import Function, Op, Operand, Program, Value
+from anew.mil.types import TensorType, numpy_dtype
+
+
+def infer_type(definition: OpDef, inputs: Mapping[str, Operand]) -> TensorType:
+    """Apply an operation's type rule to its operands; raises MilError when they do not fit."""
+    operands: dict[str, Any] = {}
+    for param in definition.params:
+        operand = inputs[param.name] if param.name in inputs else _missing(definition, param)
+        operands[param.name] = _rule_operand(definition, param, operand)
+    return definition.infer(**operands)
+
+
+def _missing(definition: OpDef, param: Param) -> Any:
+    if param.required:
+        raise MilError(f"{definition.name}: parameter '{param.name}' is missing")
+    return param.default
+
+
+def _rule_operand(definition: OpDef, param: Param, operand: Any) -> Any:
+    if param.kind == "tensors":
+        if not isinstance(operand, tuple) or not operand:
+            raise MilError(f"{definition.name}: '{param.name}' takes a tuple of values")
+        return tuple(v.type for v in operand)
+    if param.kind == "tensor":
+        if not isinstance(operand, Value):
+            raise MilError(f"{definition.name}: '{param.name}' takes one value")
+        return operand.type
+    if isinstance(operand, Value):
+        if operand.const is None:
+            raise MilError(f"{definition.name}: parameter '{param.name}' must be a constant")
+        return operand.const
+    return operand
+
+
+class Builder:
+    """Collects the operations of one function.
+
+    ``builder.op("add", x=a, y=b)`` returns the new value. Compile-time parameters are given as Python values and become
+    named constants (the engine's compiler rejects inline literals); equal constants are shared. Tensor operands may be
+    floats, which become fp16 scalars.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: list[Value] = []
+        self.ops: list[Op] = []
+        self._producers: dict[Value, Op] = {}
+        self._names: set[str] = set()
+        self._constants: dict[tuple[Any, ...], Value] = {}
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "fp16") -> Value:
+        """Add a parameter of the function: an input port of that name."""
+        if name in self._names:
+            raise MilError(f"the name '{name}' is taken")
+        self._names.add(name)
+        value = Value(name, TensorType(dtype, tuple(shape)))
+        self.inputs.append(value)
+        return value
+
+    def fresh(self, hint: str) -> str:
+        """Return an unused name that starts with ``hint``."""
+        name, n = hint, 0
+        while name in self._names:
+            n += 1
+            name = f"{hint}_{n}"
+        self._names.add(name)
+        return name
+
+    def constant(self, payload: Any, type: TensorType, hint: str = "") -> Value:
+        """Return a named constant; scalars, strings and integer tuples that are equal share one."""
+        key = (str(type), payload.tobytes() if isinstance(payload, np.ndarray) else payload)
+        if key not in self._constants:
+            value = Value(self.fresh(hint or _constant_hint(payload, type)), type, payload)
+            self._append(Op("const", {}, [value]))
+            self._constants[key] = value
+        return self._constants[key]
+
+    def scalar(self, x: float) -> Value:
+        """Return an fp16 scalar constant, rounded to the nearest fp16."""
+        return self.constant(float(np.float16(x)), TensorType("fp16"))
+
+    def array(self, x: np.ndarray, hint: str = "", dtype: str = "fp16") -> Value:
+        """Return a constant tensor; ``x`` is converted to ``dtype``."""
+        payload = np.ascontiguousarray(x, numpy_dtype(dtype))
+        return self.constant(payload, TensorType(dtype, payload.shape), hint)
+
+    def op(self, kind: str, hint: str | None = None, **operands: Any) -> Value:
+        """Append an operation and return the value it defines; raises MilError when the operands do not fit."""
+        definition = lookup(kind)
+        unknown = set(operands) - {p.name for p in definition.params}
+        if unknown:
+            raise MilError(f"{kind}: unknown parameter '{sorted(unknown)[0]}'")
+        inputs: dict[str, Operand] = {}
+        for param in definition.params:
+            given = operands[param.name] if param.name in operands else _missing(definition, param)
+            inputs[param.name] = self._operand(param, given)
+        result = Value(self.fresh(hint or kind), infer_type(definition, inputs))
+        self._append(Op(kind, inputs, [result]))
+        return result
+
+    def producer(self, value: Value) -> Op | None:
+        """Return the operation that defines a value; None for an input."""
+        return self._producers.get(value)
+
+    def _append(self, op: Op) -> None:
+        self.ops.append(op)
+        self._producers.update(dict.fromkeys(op.outputs, op))
+
+    def _operand(self, param: Param, given: Any) -> Operand:
+        if isinstance(given, Value):
+            return given
+        if param.kind == "tensors":
+            return tuple(given)
+        if param.kind == "tensor" or param.type == "fp16":
+            return self.scalar(float(given))
+        if param.type == "int32[]":
+            payload = tuple(int(n) for n in given)
+            return self.constant(payload, TensorType("int32", (len(payload),)))
+        convert = {"int32": int, "bool": bool, "string": str}[param.type]
+        return self.constant(convert(given), TensorType(param.type))
+
+    def function(self, outputs: Sequence[Value], name: str = "main") -> Function:
+        """Close the function with its results."""
+        return Function(name, self.inputs, self.ops, list(outputs))
+
+    def program(self, outputs: Sequence[Value]) -> Program:
+        """Close the function and wrap it into a program of that one function."""
+        function = self.function(outputs)
+        return Program({function.name: function})
+
+
+def _constant_hint(payload: Any, type: TensorType) -> str:
+    """A name that says what a shared constant is: ``yes``, ``i_0_2_1``, ``f``, ``w``."""
+    if type.dtype == "bool":
+        return "yes" if payload else "no"
+    if isinstance(payload, tuple):
+        return "_".join(["i", *(str(n).replace("-", "m") for n in payload)])
+    return {"int32": "i", "string": "text"}.get(type.dtype, "f" if not type.shape else "w")

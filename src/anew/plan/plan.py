@@ -1,0 +1,103 @@
+"""A compiled plan as data: one program, how the host's tensors meet its ports, and its operand scales.
+
+A program computes in fp16; the host's tensors are fp32. Every matmul operand is multiplied by a power of two before the
+multiply-accumulate array and the product by the inverse after it. The exponents live outside the program, in its input
+port ``SCALES``; the program returns the maxima that the next exponents are chosen from in its output port ``MAXIMA``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: The input port with one power of two a row, and the output port with one maximum a row.
+SCALES = "anew_scales"
+MAXIMA = "anew_maxima"
+
+
+@dataclass(frozen=True)
+class InputPort:
+    """An input port and where its data come from.
+
+    Attributes:
+        name: the port's name.
+        argument: position among the arguments of the graph.
+        shape: the port's shape.
+        kind: ``activation``; ``weight`` (a parameter: converted once a step); ``cotangent`` (multiplied by the power of
+            two chosen from the maximum over all cotangents).
+        operand: index of the matmul operand that a weight is, when it is nothing else; the host scales it on upload.
+    """
+
+    name: str
+    argument: int
+    shape: tuple[int, ...]
+    kind: str
+    operand: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputPort:
+    """An output port and which results of the graph it gives.
+
+    Attributes:
+        name: the port's name.
+        shape: its shape.
+        results: positions among the graph's results.
+        saved: True when only the backward graph reads it: it stays an fp16 buffer.
+        linear: True when it is linear in the cotangents and must be divided by their scale.
+        product: index of the product whose operand scales are still in it; the host divides them out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    results: tuple[int, ...]
+    saved: bool
+    linear: bool
+    product: int | None = None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A matmul operand: the row of its factor in ``SCALES`` and of its maximum in ``MAXIMA``.
+
+    Both are None when its exponent is not chosen from maxima: a weight's is chosen on upload, a constant's is 0.
+    """
+
+    row: int | None
+    maximum_row: int | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matmul: its operands, the row of its inverse scale (None: left to the host), the row of its maximum."""
+
+    left: int
+    right: int
+    inverse_row: int | None
+    maximum_row: int
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """Which rows of ``SCALES`` and ``MAXIMA`` mean what."""
+
+    operands: tuple[Operand, ...] = ()
+    products: tuple[Product, ...] = ()
+    result_rows: tuple[int, ...] = ()  # maxima of results that are not products
+    scale_rows: int = 0
+    maxima_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One program with its bindings."""
+
+    name: str
+    text: str
+    weights: bytes
+    inputs: tuple[InputPort, ...]
+    outputs: tuple[OutputPort, ...]
+    passed: tuple[tuple[int, int], ...]  # results that are arguments unchanged: (result, argument)
+    result_count: int
+    scales: ScalePlan
+    flops: int
+    operations: dict[str, int] = field(default_factory=dict)  # count by MIL operation

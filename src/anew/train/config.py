@@ -1,0 +1,115 @@
+"""The settings of one run: a preset or a configuration file, the user's choices on top, all checked."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anew.errors import UserError
+from anew.train.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's result, resolved; `model` is a Hugging Face configuration."""
+
+    name: str
+    model: dict[str, Any]
+    data: Path
+    tokenizer: Path | None
+    out: Path
+    seq_len: int
+    batch_size: int
+    grad_accum: int
+    steps: int
+    lr: float
+    warmup: int
+    weight_decay: float
+    grad_clip: float
+    val_every: int
+    seed: int = 0
+    device: str = "auto"
+    chip: str = "m4"
+    numerics: str = "fast"
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.batch_size * self.grad_accum * self.seq_len
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        fields = dataclasses.asdict(self)
+        return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
+
+
+def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
+    """Build the settings of a run.
+
+    `preset` is a preset's name or a path ending in .json. `choices` holds fields of TrainConfig; a value of
+    None means that the preset (or the field's own default) decides. Raises UserError with one sentence.
+    """
+    name, found = _find_preset(preset)
+    if data is None:
+        raise UserError("there is nothing to train on: give --data FILE or --data DIR (UTF-8 text)")
+    fields = {key: getattr(found, key) for key in _PRESET_FIELDS}
+    chosen = {key: value for key, value in choices.items() if value is not None}
+    fields.update(chosen)
+    if "warmup" not in chosen:  # a preset's warmup is for its own number of steps
+        fields["warmup"] = min(found.warmup, int(fields["steps"]) // 10)
+    fields.setdefault("out", Path("runs") / name)
+    fields.setdefault("tokenizer", None)
+    config = TrainConfig(name=name, model=found.model, data=Path(data), **fields)
+    _check(config)
+    return config
+
+
+_PRESET_FIELDS = tuple(f.name for f in dataclasses.fields(Preset) if f.name != "model")
+
+
+def _find_preset(preset: str) -> tuple[str, Preset]:
+    if preset in PRESETS:
+        return preset, PRESETS[preset]
+    if not preset.endswith(".json"):
+        raise UserError(f"there is no preset {preset!r}: choose {', '.join(PRESETS)} or a CONFIG.json file")
+    path = Path(preset)
+    model = _read_model_config(path)
+    seq_len = min(Preset.seq_len, model.get("max_position_embeddings") or Preset.seq_len)
+    return path.stem, Preset(model, seq_len=seq_len)
+
+
+def _read_model_config(path: Path) -> dict[str, Any]:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(model, dict) or not isinstance(model.get("model_type"), str):
+        raise UserError(f'{path} is not a model configuration: it needs a "model_type", such as "llama"')
+    if not isinstance(model.get("vocab_size"), int):
+        raise UserError(f'{path} needs a "vocab_size", the number of tokens that the model knows')
+    return model
+
+
+def _check(config: TrainConfig) -> None:
+    for name in ("seq_len", "batch_size", "grad_accum", "steps", "val_every"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{_flag(name)} must be at least 1, not {getattr(config, name)}")
+    for name in ("warmup", "weight_decay", "grad_clip", "seed"):
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
+            raise UserError(f"{_flag(name)} must be 0 or more, not {getattr(config, name)}")
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise UserError(f"--lr must be more than 0, not {config.lr}")
+    if config.warmup > config.steps:
+        raise UserError(f"--warmup {config.warmup} is longer than the run of {config.steps} steps")
+    longest = config.model.get("max_position_embeddings")
+    if isinstance(longest, int) and config.seq_len > longest:
+        raise UserError(f"--seq-len {config.seq_len} is longer than the {longest} positions of the model {config.name}")
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -1,0 +1,121 @@
+"""What a run shows: a live progress line on a terminal, mlx-lm's log lines on a pipe."""
+
+import sys
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from anew.train.metrics import Record
+
+REPORT_EVERY = 10
+
+
+class Display(Protocol):
+    """Where a run reports to."""
+
+    def say(self, text: str = "") -> None:
+        """Show a line, or several."""
+
+    def start(self, steps: int, tokens_per_step: int) -> None:
+        """Training begins."""
+
+    def stepped(self, record: Record) -> None:
+        """A step was taken."""
+
+    def validated(self, iteration: int, loss: float, seconds: float) -> None:
+        """A validation loss was measured after `iteration` steps."""
+
+    def stop(self) -> None:
+        """Training is over."""
+
+
+class PlainDisplay:
+    """Lines that scripts can read: a report every ten steps, in the form that mlx-lm made known."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._tokens_per_step = 0
+        self._window: list[Record] = []
+
+    def say(self, text: str = "") -> None:
+        """Print at once, also into a pipe."""
+        print(text, flush=True)
+
+    def start(self, steps: int, tokens_per_step: int) -> None:
+        """Print how many steps are to come."""
+        self._steps = steps
+        self._tokens_per_step = tokens_per_step
+        self.say(f"Starting training..., iters: {steps}")
+
+    def stepped(self, record: Record) -> None:
+        """Every ten steps and at the last, print the mean loss and rates since the report before."""
+        self._window.append(record)
+        if record.iteration % REPORT_EVERY and record.iteration != self._steps:
+            return
+        losses = [r.train_loss for r in self._window if r.train_loss is not None]
+        rates = [r.tokens_per_second for r in self._window if r.tokens_per_second is not None]
+        tokens_per_second = len(rates) / sum(1 / rate for rate in rates)
+        self.say(
+            f"Iter {record.iteration}: Train loss {sum(losses) / len(losses):.3f}, "
+            f"Learning Rate {record.learning_rate:.3e}, "
+            f"It/sec {tokens_per_second / self._tokens_per_step:.3f}, "
+            f"Tokens/sec {tokens_per_second:.3f}, "
+            f"Trained Tokens {record.iteration * self._tokens_per_step}, "
+            f"Peak mem {record.peak_memory:.3f} GB"
+        )
+        self._window.clear()
+
+    def validated(self, iteration: int, loss: float, seconds: float) -> None:
+        """Print the validation loss."""
+        self.say(f"Iter {iteration}: Val loss {loss:.3f}, Val took {seconds:.3f}s")
+
+    def stop(self) -> None:
+        """Leave the lines as they are."""
+
+
+class LiveDisplay:
+    """A progress line that redraws itself: losses, speed, learning rate, time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=None, visible=False)
+        self._val_loss = float("nan")
+
+    def say(self, text: str = "") -> None:
+        """Print above the progress line, as it is: text may hold brackets, which mean nothing here."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def start(self, steps: int, tokens_per_step: int) -> None:
+        """Show the line."""
+        self._progress.update(self._task, total=steps, visible=True, description="validating")
+        self._progress.start()
+
+    def stepped(self, record: Record) -> None:
+        """Move the line on."""
+        described = (
+            f"loss [bold]{record.train_loss:.3f}[/]  val [bold]{self._val_loss:.3f}[/]  "
+            f"{record.tokens_per_second:,.0f} tok/s  lr {record.learning_rate:.1e} "
+        )
+        self._progress.update(self._task, completed=record.iteration, description=described)
+
+    def validated(self, iteration: int, loss: float, seconds: float) -> None:
+        """Show the loss with the next step."""
+        self._val_loss = loss
+
+    def stop(self) -> None:
+        """Leave the line as it stands."""
+        self._progress.stop()
+
+
+def make_display(plain: bool) -> Display:
+    """Return a live display if standard output is a terminal and `plain` is not asked for."""
+    return PlainDisplay() if plain or not sys.stdout.isatty() else LiveDisplay(Console())

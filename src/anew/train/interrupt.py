@@ -1,0 +1,32 @@
+"""Ctrl-C during training: the first asks to stop after the step, the second stops at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_on_interrupt(notice: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether the user asked to stop.
+
+    A step is never cut in half, so the weights stay those of a whole number of steps. Outside the main thread,
+    where Python delivers no signals, the answer is always no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        notice("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

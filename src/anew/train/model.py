@@ -1,0 +1,64 @@
+"""The model of a run: built from a Hugging Face configuration, counted, saved."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anew.errors import UserError
+
+
+def build_model(settings: dict[str, Any], tokenizer: Any, seed: int) -> nn.Module:
+    """Return a freshly initialized fp32 causal language model of transformers.
+
+    `settings` is a Hugging Face configuration with its model_type; the tokenizer gives the special tokens.
+    The same seed gives the same weights. Raises UserError if transformers refuses the configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # A cache would be grown by every training step, and would give each layer another graph to compile.
+    merged = {**settings, **special, "use_cache": False}
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.for_model(**merged)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # transformers validates with many types of exception
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"transformers cannot build the model configuration: {reason}") from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe_model(model: nn.Module) -> str:
+    """Return the model's size in a few words."""
+    config: Any = model.config
+    words = [str(config.model_type)]
+    for label, key in (("layers", "num_hidden_layers"), ("dim", "hidden_size"), ("vocabulary", "vocab_size")):
+        if (value := getattr(config, key, None)) is not None:
+            words.append(f"{label} {value}")
+    return f"{', '.join(words)}, {count_parameters(model) / 1e6:.2f}M parameters"
+
+
+def save_model(model: Any, tokenizer: Any, path: Path) -> None:
+    """Write model (safetensors) and tokenizer to a directory that appears whole or not at all."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        fresh.chmod(0o755)  # mkdtemp gives 0700
+        if path.exists():
+            replaced = fresh.with_name(fresh.name + "-replaced")
+            path.rename(replaced)
+            fresh.rename(path)
+            shutil.rmtree(replaced)
+        else:
+            fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

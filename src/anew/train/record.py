@@ -1,0 +1,33 @@
+"""run.json: what was run, on what, and what came out."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a result."""
+    packages = {name: version(name) for name in ("anew", "torch", "transformers", "tokenizers")}
+    return {**packages, "python": platform.python_version()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what kind of machine this is; nothing that names it."""
+    return {
+        "platform": platform.platform(),
+        "architecture": platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is whole or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
