@@ -1,6 +1,7 @@
 """Figures measured on silicon, reproduced to the last digits of a float64."""
 
 import pytest
+
 from evidence import silicon_figures
 
 FIGURES = [*silicon_figures.mac_figures(), *silicon_figures.elementwise_figures()]

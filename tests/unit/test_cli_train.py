@@ -22,9 +22,7 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-KEYS = (
-    "iteration train_loss val_loss learning_rate grad_norm tokens_per_second loss_scale rescaled peak_memory"
-).split()
+KEYS = ["iteration", "train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "rescaled", "peak_memory"]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Options:
         chip: whose limits and arithmetic hold, as named by :func:`anew.chips.known_chips`.
         numerics: ``fast`` or ``exact``, of the emulator.
         strict: raise where an operation cannot run on the engine, instead of running it on the host.
-        scaling: ``operands``, or ``none`` to leave operands and cotangents as they are, to study the engine's arithmetic:
+        scaling: ``operands``, or ``none`` to leave operands and cotangents as they are, to study the arithmetic:
             gradients are then noise unless the loss is scaled up, and overflows go unseen.
     """
 

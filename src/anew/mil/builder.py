@@ -78,7 +78,10 @@ class Builder:
 
     def constant(self, payload: Any, type: TensorType, hint: str = "") -> Value:
         """Return a named constant; scalars, strings and integer tuples that are equal share one."""
-        key = (str(type), payload.tobytes() if isinstance(payload, np.ndarray) else payload)
+        key = (
+            str(type),
+            payload.tobytes() if isinstance(payload, np.ndarray) else repr(payload),
+        )  # repr: 0.0 is not -0.0
         if key not in self._constants:
             value = Value(self.fresh(hint or _constant_hint(payload, type)), type, payload)
             self._append(Op("const", {}, [value]))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from anew.device.emulator.conv import conv2d
+from anew.device.emulator.fused import FUSED, binary, fuses
 from anew.device.emulator.mac import matmul_exact, matmul_fast
 from anew.device.emulator.reduce import narrow_sum
-from anew.device.emulator.rounding import absmax, round_elementwise_
+from anew.device.emulator.rounding import round_elementwise_
 from anew.mil import Op, lookup
 from anew.mil.ops.matmul import conv_padding, matmul_operands
 
@@ -39,7 +40,15 @@ class Arithmetic:
         if special is not None:
             return partial(special, **parameters)
         meaning = _positional(op, parameters)
+        if op.kind in FUSED:
+            return partial(_fused_binary, op.kind, meaning)
         return meaning if definition.family == "move" else partial(_rounded, meaning)
+
+    def raw_matmul(self, op: Op) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the sums of a matmul, a fresh contiguous tensor that may still have to be rounded."""
+        parameters = _parameters(op)
+        product = matmul_exact if self.exact else torch.matmul
+        return lambda x, y: product(*matmul_operands(x, y, **parameters)).contiguous()
 
     def _matmul(self, x: Tensor, y: Tensor, transpose_x: bool, transpose_y: bool) -> Tensor:
         product = matmul_exact if self.exact else matmul_fast
@@ -76,11 +85,6 @@ class Arithmetic:
         return x.abs()
 
 
-def largest_magnitude(shape: tuple[int, ...]) -> Kernel:
-    """A kernel for ``reduce_max(abs(x))`` over all axes, in one pass; the result has ``shape``, all ones."""
-    return lambda x: torch.full(shape, absmax(x))
-
-
 def _parameters(op: Op) -> dict[str, Any]:
     """The compile-time parameters of an operation, as Python values; defaults filled in."""
     given: dict[str, Any] = {}
@@ -101,3 +105,7 @@ def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
 
 def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:
     return round_elementwise_(meaning(*operands).contiguous())
+
+
+def _fused_binary(kind: str, meaning: Kernel, x: Tensor, y: Tensor) -> Tensor:
+    return binary(kind, x, y) if fuses(x, y) else _rounded(meaning, x, y)

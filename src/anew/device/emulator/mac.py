@@ -76,7 +76,7 @@ _LARGE = 64.0
 
 
 def _fused_term(real: ir.Type, integer: ir.Type, magic: float, flush: bool) -> Any:
-    """Numba intrinsic: accumulator + bits of fma(x, w, magic), with w taken as zero below the threshold."""
+    """Numba intrinsic: accumulator + bits of fma(x, w, magic); with `flush`, w below the threshold counts as zero."""
     kind, count = (types.float32, types.int32) if real == ir.FloatType() else (types.float64, types.int64)
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:

@@ -5,10 +5,11 @@ error several times that of one rounding, hence a handful of fp16 partial sums a
 every 32 neighbours are summed without rounding, 32 lanes take these sums in turn, rounding after each, and a
 binary tree adds the lanes, rounding at each of its five levels.
 
-Relative error over 4096 values of N(0, 1) rounded to fp16: the model gives 8.04e-4 (16384 rows), the
-published figures are 8.07e-4 (M4 and later, 2048 rows), 8.09e-4 (M1 and M2, 2048 rows) and 8.13e-4 (8192
-rows), so the model is within 1.2 percent. Other lengths are extrapolated. Totals of integers up to
-2048 are exact, and 2049 becomes 2050, as measured.
+Relative error over rows of 4096 values of N(0, 1) rounded to fp16: the model gives 8.02e-4 to 8.04e-4 (16384
+rows). Published: 8.07e-4 (M4 and later, 2048 rows), 8.09e-4 (M1 and M2, 2048 rows), 8.13e-4 (M1 and M2, 8192
+rows), so the model is within 1.5 percent; figures from 64 or 256 rows (7.2e-4 to 8.3e-4) scatter more
+than that. Other lengths are extrapolated. Totals of integers up to 2048 are exact, and 2049 becomes 2050, as
+measured.
 """
 
 from collections.abc import Sequence

@@ -24,6 +24,12 @@ from torch import Tensor
 
 __all__ = [
     "absmax",
+    "apply",
+    "elementwise_rule",
+    "flat",
+    "largest_of_bits",
+    "magnitude_bits",
+    "matmul_rule",
     "round_elementwise_",
     "round_fixed_point",
     "round_float64",
@@ -55,15 +61,15 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the executor but 
 def run_tasks(task: Callable[[int, int], Any], count: int, grain: int = 1) -> list[Any]:
     """Return `task(start, stop)` for ranges that cover `range(count)`, run on as many threads as torch uses.
 
-    Ranges hold at least `grain` items. There are a few more ranges than threads, so that a thread slowed by
-    other work does not hold up the call. `task` must release the GIL to gain anything.
+    Ranges hold at least `grain` items. The calling thread takes the first one. `task` must release the GIL to
+    gain anything.
     """
-    threads = torch.get_num_threads()
-    pieces = min(count // grain, 4 * threads)
-    if threads == 1 or pieces <= 1:
+    pieces = min(count // grain, torch.get_num_threads())
+    if pieces <= 1:
         return [task(0, count)]
     bounds = [count * i // pieces for i in range(pieces + 1)]
-    return list(_pool(threads).map(task, bounds[:-1], bounds[1:]))
+    others = [_pool(pieces).submit(task, *span) for span in zip(bounds[1:-1], bounds[2:], strict=True)]
+    return [task(bounds[0], bounds[1]), *(other.result() for other in others)]
 
 
 def _intrinsic_function(module: ir.Module, name: str, kind: ir.Type, operands: int) -> ir.Function:
@@ -104,8 +110,8 @@ def _rounding_rule(limit: int, floor_subnormals: bool) -> Any:
     return rule
 
 
-_elementwise_rule = _rounding_rule(_ELEMENTWISE_LIMIT, floor_subnormals=True)
-_matmul_rule = _rounding_rule(_MATMUL_LIMIT, floor_subnormals=False)
+elementwise_rule = _rounding_rule(_ELEMENTWISE_LIMIT, floor_subnormals=True)
+matmul_rule = _rounding_rule(_MATMUL_LIMIT, floor_subnormals=False)
 
 
 def _bits_function(result: Any, kind: Any, emit: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
@@ -141,13 +147,13 @@ round_significand = _bits_function(types.float64, types.float64, _emit_round_dou
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _elementwise_slice(x: np.ndarray) -> None:
     for i in range(x.size):
-        x[i] = _elementwise_rule(x[i])
+        x[i] = elementwise_rule(x[i])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _matmul_slice(x: np.ndarray) -> None:
     for i in range(x.size):
-        x[i] = _matmul_rule(x[i])
+        x[i] = matmul_rule(x[i])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -192,13 +198,14 @@ def _float64_slice(x: np.ndarray, out: np.ndarray) -> None:
         out[i] = np.float32(np.copysign(value, x[i]))
 
 
-def _flat(x: Tensor, dtype: torch.dtype) -> np.ndarray:
+def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Return a contiguous CPU tensor as a flat numpy view; raises ValueError for any other."""
     if x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous():
         raise ValueError(f"expected a contiguous {dtype} tensor on the CPU, got {x.dtype} on {x.device}")
     return x.detach().view(-1).numpy()
 
 
-def _apply(kernel: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
+def apply(kernel: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
     """Run a kernel over matching slices of flat arrays. In a whole array LLVM vectorises, in a range it does not."""
     return run_tasks(lambda start, stop: kernel(*(a[start:stop] for a in arrays)), arrays[0].size, _GRAIN)
 
@@ -221,7 +228,7 @@ def round_elementwise_(x: Tensor) -> Tensor:
     Raises:
         ValueError: another dtype, device or layout.
     """
-    _apply(_elementwise_slice, _flat(x, torch.float32))
+    apply(_elementwise_slice, flat(x, torch.float32))
     return x
 
 
@@ -242,7 +249,7 @@ def round_matmul_(x: Tensor) -> Tensor:
     Raises:
         ValueError: another dtype, device or layout.
     """
-    _apply(_matmul_slice, _flat(x, torch.float32))
+    apply(_matmul_slice, flat(x, torch.float32))
     return x
 
 
@@ -259,7 +266,7 @@ def round_fixed_point(units: Tensor) -> Tensor:
         ValueError: another dtype, device or layout.
     """
     out = torch.empty(units.shape, dtype=torch.float32)
-    _apply(_fixed_point_slice, _flat(units, torch.int64), _flat(out, torch.float32))
+    apply(_fixed_point_slice, flat(units, torch.int64), flat(out, torch.float32))
     return out
 
 
@@ -280,7 +287,7 @@ def round_float64(x: Tensor) -> Tensor:
         ValueError: another dtype, device or layout.
     """
     out = torch.empty(x.shape, dtype=torch.float32)
-    _apply(_float64_slice, _flat(x, torch.float64), _flat(out, torch.float32))
+    apply(_float64_slice, flat(x, torch.float64), flat(out, torch.float32))
     return out
 
 
@@ -293,6 +300,10 @@ def absmax(x: Tensor) -> float:
     Raises:
         ValueError: another dtype or device.
     """
-    flat = _flat(x.contiguous(), torch.float32)
-    bits = max(_apply(_absmax_slice, flat))
-    return math.inf if bits >= _INF_BITS else float(np.int32(bits).view(np.float32))
+    return largest_of_bits(apply(_absmax_slice, flat(x.contiguous())))
+
+
+def largest_of_bits(bits: list[Any]) -> float:
+    """Return the largest of magnitudes given as float32 bits; inf if one is infinite or NaN, 0 if there is none."""
+    largest = max(bits, default=0)
+    return math.inf if largest >= _INF_BITS else float(np.int32(largest).view(np.float32))

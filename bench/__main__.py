@@ -1,0 +1,6 @@
+"""``python -m bench``: every benchmark, one after the other."""
+
+from bench import exact_matmul, step_time
+
+exact_matmul.main()
+step_time.main()

@@ -1,0 +1,174 @@
+"""From operations to kernel calls: operand scales and maxima ride along with the pass that computes their tensor.
+
+A program scales each matmul operand, reports the maximum of every operand and product, and scales products back. On the
+engine those are operations of a fused program; on the host each would be a pass over memory.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anew.device.emulator.fused import finish_product_, scale
+from anew.device.emulator.kernels import Arithmetic
+from anew.device.emulator.rounding import absmax
+from anew.mil import Function, Op, Value
+
+
+@dataclass
+class Step:
+    """One kernel call: the values it reads, those it defines, and those nobody reads after it."""
+
+    kernel: Callable[..., tuple[Tensor, ...]]
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    dead: tuple[str, ...] = ()
+
+
+def make_steps(function: Function, arithmetic: Arithmetic) -> list[Step]:
+    """The steps that compute a function, in an order in which every operand is there."""
+    fusion = _Fusion(function, arithmetic)
+    return _ordered(fusion.steps(), [v.name for v in function.inputs] + [v.name for v in function.constants()])
+
+
+class _Fusion:
+    def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
+        self.ops = [op for op in function.ops if op.kind != "const"]
+        self.arithmetic = arithmetic
+        self.outputs = set(function.outputs)
+        self.uses: dict[Value, list[Op]] = defaultdict(list)
+        for op in self.ops:
+            for value in op.tensors():
+                self.uses[value].append(op)
+        self.producers = {v: op for op in self.ops for v in op.outputs}
+        self.done: set[Op] = set()
+
+    def steps(self) -> list[Step]:
+        """Products first, as they take the most with them; then in the order of the program again."""
+        found: list[tuple[int, Step]] = []
+        for wanted, make in (
+            (lambda op: op.kind == "matmul", self._product),
+            (self._is_scale, self._operand),
+            (lambda op: self._maximum_of(op) is not None, self._maximum),
+            (lambda op: True, self._single),
+        ):
+            for position, op in enumerate(self.ops):
+                if op not in self.done and wanted(op):
+                    found.append((position, make(op)))
+        return [step for _, step in sorted(found, key=lambda item: item[0])]
+
+    def _single(self, op: Op) -> Step:
+        kernel = self.arithmetic.kernel(op)
+        self.done.add(op)
+        return Step(lambda *x: (kernel(*x),), tuple(v.name for v in op.tensors()), (op.output.name,))
+
+    def _product(self, op: Op) -> Step:
+        """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
+        raw = self.arithmetic.raw_matmul(op)
+        operands = [v.name for v in op.tensors()]
+        self.done.add(op)
+        report = self._report(op.output)
+        others = [use for use in self.uses[op.output] if report is None or use is not report[0]]
+        inverse = others[0] if len(others) == 1 and self._is_scale(others[0]) else None
+        if op.output in self.outputs:
+            inverse = None
+        result = op.output
+        if inverse is not None:
+            self.done.add(inverse)
+            operands.append(list(inverse.tensors())[1].name)
+            result = inverse.output
+        if report is None:
+            return Step(lambda *x: _product(raw, (), x), tuple(operands), (result.name,))
+        self.done.update(report)
+        shape = report[1].output.shape
+        names = (result.name, report[1].output.name)
+        return Step(lambda *x: _product(raw, shape, x), tuple(operands), names)
+
+    def _operand(self, op: Op) -> Step:
+        """A scaled operand with its maximum."""
+        x, factor = op.tensors()
+        self.done.add(op)
+        report = self._report(x)
+        if report is None or report[0] in self.done:
+            return Step(lambda x, f: scale(x, f.item())[:1], (x.name, factor.name), (op.output.name,))
+        self.done.update(report)
+        shape = report[1].output.shape
+        names = (op.output.name, report[1].output.name)
+        return Step(lambda x, f: _scaled(x, f, shape), (x.name, factor.name), names)
+
+    def _maximum(self, op: Op) -> Step:
+        """``reduce_max(abs(x))`` of a value that is neither an operand nor a product."""
+        magnitude = self._maximum_of(op)
+        assert magnitude is not None
+        self.done.update((op, magnitude))
+        (x,) = magnitude.tensors()
+        shape = op.output.shape
+        return Step(lambda x: (torch.full(shape, absmax(x)),), (x.name,), (op.output.name,))
+
+    def _is_scale(self, op: Op) -> bool:
+        """Whether an operation multiplies by one number known only at run time."""
+        if op.kind != "mul":
+            return False
+        x, factor = op.tensors()
+        return factor.const is None and factor.shape == (1, 1) and x.type.rank >= 2 and x.shape == op.output.shape
+
+    def _report(self, value: Value) -> tuple[Op, Op] | None:
+        """The ``abs`` and ``reduce_max`` that report a value's maximum."""
+        for use in self.uses[value]:
+            if use.kind == "abs" and len(self.uses[use.output]) == 1:
+                (reduction,) = self.uses[use.output]
+                if self._maximum_of(reduction) is use:
+                    return use, reduction
+        return None
+
+    def _maximum_of(self, op: Op) -> Op | None:
+        """The ``abs`` that a ``reduce_max`` over all axes reads, if nothing else reads it."""
+        if op.kind != "reduce_max" or op.output.type.numel != 1:
+            return None
+        (x,) = op.tensors()
+        if x in self.outputs or len(self.uses[x]) != 1:
+            return None
+        before = self.producers.get(x)
+        return before if before is not None and before.kind == "abs" else None
+
+
+def _product(
+    raw: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], x: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Sums, rounded and scaled back in one pass; with their maximum when ``shape`` says which it has."""
+    left, right, *factor = x
+    product = raw(left, right)
+    largest = finish_product_(product, factor[0].item() if factor else None)
+    return (product, torch.full(shape, largest)) if shape else (product,)
+
+
+def _scaled(x: Tensor, factor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    out, largest = scale(x, factor.item())
+    return out, torch.full(shape, largest)
+
+
+def _ordered(steps: list[Step], known: list[str]) -> list[Step]:
+    """Steps in an order in which operands come first, otherwise as they stand."""
+    waiting: dict[str, list[int]] = defaultdict(list)
+    missing = [0] * len(steps)
+    present = set(known)
+    for i, step in enumerate(steps):
+        for name in set(step.operands) - present:
+            waiting[name].append(i)
+            missing[i] += 1
+    ready = [i for i, n in enumerate(missing) if n == 0]
+    ordered = []
+    while ready:
+        i = heapq.heappop(ready)
+        ordered.append(steps[i])
+        for name in steps[i].results:
+            for j in waiting[name]:
+                missing[j] -= 1
+                if missing[j] == 0:
+                    heapq.heappush(ready, j)
+    return ordered
