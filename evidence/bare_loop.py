@@ -47,7 +47,7 @@ def losses(net: nn.Module, steps: int = STEPS) -> list[float]:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        curve.append(float(loss))
+        curve.append(loss.item())
     return curve
 
 

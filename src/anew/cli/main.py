@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AnewError as error:
         return _fail(f"error: {error}")
     except Exception as error:
+        inner = _anew_error_inside(error)
+        if inner is not None:
+            return _fail(f"error: {inner}")
         return _fail(f"error: unexpected {_in_one_line(error)}; {_keep_traceback(arguments)}")
 
 
@@ -61,6 +64,15 @@ def _fail(sentence: str, code: int = FAILED) -> int:
         traceback.print_exc()
     print(f"anew: {sentence}", file=sys.stderr)
     return code
+
+
+def _anew_error_inside(error: BaseException | None) -> AnewError | None:
+    """Return the error of anew's that another one wraps, as Dynamo wraps what a backend raises."""
+    while error is not None:
+        if isinstance(error, AnewError):
+            return error
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return None
 
 
 def _in_one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,8 @@ from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
-from anew.mil import Function, MilError, Program, Value, lookup, print_program
+from anew.mil import Function, MilError, Op, Program, Value, lookup, print_program
 from anew.plan import InputPort, OutputPort, Plan
-
-#: Element types that a region's boundary takes as numbers of a program.
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def compile_graph(
@@ -35,21 +33,22 @@ def compile_graph(
 
     Raises NotLowered naming the operation, its shapes and the rule when a node cannot run on the engine.
     """
-    low = Lowering()
-    values = _lower_nodes(module.graph, low, chip)
+    low = Lowering(chip)
+    values = _lower_nodes(module.graph, low)
     results = _results(module.graph)
     computed = _computed_results(results, values, low)
-    function = merge_pads(common_subexpressions(low.builder.function(list(computed))))
+    function, positions = _merge_equal_outputs(
+        merge_pads(common_subexpressions(low.builder.function(list(computed)))), list(computed.values())
+    )
     weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
-    positions = [tuple(positions) for positions in computed.values()]
     checked = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
     scaled = scale_operands(function, weights, checked)
     outputs = [
         OutputPort(
             value.name,
             value.shape,
-            positions[i],
+            tuple(positions[i]),
             saved=i not in checked,
             linear=results[positions[i][0]].name in linear,
             product=scaled.output_products.get(i),
@@ -73,41 +72,44 @@ def compile_graph(
 
 def why_not(node: Node, chip: Chip) -> str | None:
     """Return the rule that keeps one node off the engine, or None when it lowers."""
-    low = Lowering()
+    low = Lowering(chip)
     try:
-        values = {n: _port(low, n, chip) for n in node.all_input_nodes}
-        _lower(node, low, values, chip)
+        values = {n: _port(low, n) for n in node.all_input_nodes}
+        _lower(node, low, values)
     except (NotLowered, MilError) as error:
         return str(error)
     return None
 
 
-def _lower_nodes(graph: Graph, low: Lowering, chip: Chip) -> dict[Node, Any]:
-    values: dict[Node, Any] = {}
+def _lower_nodes(graph: Graph, low: Lowering) -> dict[Node, Any]:
+    read = [n for n in _placeholders(graph) if any(user.op != "output" for user in n.users)]
+    values: dict[Node, Any] = {n: _port(low, n) for n in read}  # first, so that no other value takes a port's name
     for node in graph.nodes:
-        if node.op == "placeholder":
-            if node.users and any(user.op != "output" for user in node.users):
-                values[node] = _port(low, node, chip)
-        elif node.op == "call_function":
-            values[node] = _lower(node, low, values, chip)
-        elif node.op != "output":
+        if node.op == "call_function":
+            values[node] = _lower(node, low, values)
+        elif node.op not in ("placeholder", "output"):
             raise NotLowered(f"'{node.name}': a graph node of kind {node.op}")
     return values
 
 
-def _port(low: Lowering, node: Node, chip: Chip) -> Any:
+def _port(low: Lowering, node: Node) -> Any:
     val = node.meta["val"]
     if isinstance(val, (tuple, list)):
         return tuple(low.builder.input(f"{node.name}_{i}", tuple(v.shape)) for i, v in enumerate(val))
-    _check_tensor(node, val, chip)
+    _check_tensor(node, val, low.chip)
     return low.builder.input(node.name, shape_of(node))
+
+
+def _is_mask(node: Node) -> bool:
+    """Whether a bool tensor becomes an additive mask at the boundary and is nothing else."""
+    return all(user.target is torch.ops.anew.additive_mask.default for user in node.users)
 
 
 def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
     if not isinstance(val, torch.Tensor):
         raise NotLowered(f"'{node.name}' is {type(val).__name__}, not a tensor")
-    if val.dtype not in FLOATS:
-        raise NotLowered(f"'{node.name}' is {val.dtype}; the engine computes in fp16 only")
+    if val.dtype != torch.float32 and not (val.dtype == torch.bool and _is_mask(node)):
+        raise NotLowered(f"'{node.name}' is {val.dtype}; a region takes and gives torch.float32")
     shape = list(val.shape)
     if any(not isinstance(n, int) for n in shape):
         raise NotLowered(f"'{node.name}' has a symbolic shape {shape}; compile with dynamic=False")
@@ -117,30 +119,39 @@ def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
         raise NotLowered(f"'{node.name}' {shape} has an axis outside 1 to {chip.max_axis}, the limit of {chip.name}")
 
 
-def _lower(node: Node, low: Lowering, values: Mapping[Node, Any], chip: Chip) -> Any:
-    if getattr(node.target, "__name__", "") == "getitem":
+def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
+    if node.target is operator.getitem:
         source, index = node.args
         return values[source][index]  # type: ignore[index]
     function = TABLE.get(node.target)
     if function is None:
         raise NotLowered(f"'{node.target}' has no lowering")
     for val in _tensors(node.meta.get("val")):
-        _check_tensor(node, val, chip)
+        _check_tensor(node, val, low.chip)
     args = torch.fx.map_arg(node.args, lambda n: values[n])
     kwargs = torch.fx.map_arg(node.kwargs, lambda n: values[n])
+    before = len(low.builder.ops)
     try:
         result = function(low, node, *args, **kwargs)
     except MilError as error:
         raise NotLowered(f"'{node.target}': {error}") from error
-    _check_rank(node, low, chip)
+    for op in low.builder.ops[before:]:
+        _check_op(node, op, low.chip)
     return result
 
 
-def _check_rank(node: Node, low: Lowering, chip: Chip) -> None:
-    last = low.builder.ops[-1] if low.builder.ops else None
-    if last and last.kind in ("matmul", "transpose") and last.output.type.rank > chip.max_matmul_rank:
-        limit = f"{last.kind} takes at most rank {chip.max_matmul_rank} on {chip.name}"
-        raise NotLowered(f"'{node.target}' {list(last.output.shape)}: {limit}")
+def _check_op(node: Node, op: Op, chip: Chip) -> None:
+    """Check an operation that a node was lowered to: its result may be larger than the node's own."""
+    shape = op.output.shape
+    if op.kind in ("matmul", "transpose") and len(shape) > chip.max_matmul_rank:
+        raise NotLowered(
+            f"'{node.target}' {list(shape)}: {op.kind} takes at most rank {chip.max_matmul_rank} on {chip.name}"
+        )
+    if op.output.type.dtype == "fp16" and (len(shape) > chip.max_rank or max(shape, default=1) > chip.max_axis):
+        raise NotLowered(
+            f"'{node.target}': its {op.kind} {list(shape)} leaves the limits of {chip.name}, rank {chip.max_rank} and "
+            f"{chip.max_axis} elements an axis"
+        )
 
 
 def _tensors(val: Any) -> list[Any]:
@@ -166,17 +177,27 @@ def _results(graph: Graph) -> dict[int, Node]:
 
 
 def _computed_results(results: Mapping[int, Node], values: Mapping[Node, Any], low: Lowering) -> dict[Value, list[int]]:
-    """The values that results have, with the positions that share each."""
+    """The values that results have, with the positions that share each; no port is both input and output."""
     computed: dict[Value, list[int]] = {}
+    copies: dict[Value, Value] = {}
     for position, node in results.items():
         if node.op == "placeholder":
             continue
         value = values[node]
         producer = low.builder.producer(value)
         if producer is None or producer.kind == "const":
-            raise NotLowered(f"result '{node.name}' is an input or a constant of the region unchanged")
+            value = copies.get(value) or copies.setdefault(value, low.op("mul", x=value, y=1.0))
         computed.setdefault(value, []).append(position)
     return computed
+
+
+def _merge_equal_outputs(function: Function, positions: list[list[int]]) -> tuple[Function, list[list[int]]]:
+    """Give results that the passes found equal one output port."""
+    merged: dict[Value, list[int]] = {}
+    for value, at in zip(function.outputs, positions, strict=True):
+        merged.setdefault(value, []).extend(at)
+    function.outputs = list(merged)
+    return function, list(merged.values())
 
 
 def depends_on(graph: Graph, sources: set[str]) -> set[str]:

@@ -51,6 +51,17 @@ def _backward(ctx: Any, grad: Tensor | None, grad_rstd: Tensor | None) -> tuple[
 rms_norm.register_autograd(_backward, setup_context=_save)
 
 
+@torch.library.custom_op("anew::additive_mask", mutates_args=())
+def additive_mask(mask: Tensor) -> Tensor:
+    """An additive fp32 mask of a bool one's shape: 0 where it is True, ``MASKED`` elsewhere."""
+    return torch.zeros(mask.shape).masked_fill(~mask, MASKED)
+
+
+@additive_mask.register_fake
+def _(mask: Tensor) -> Tensor:
+    return torch.empty(mask.shape)
+
+
 @torch.library.custom_op("anew::causal_mask", mutates_args=())
 def causal_mask(queries: int, keys: int) -> Tensor:
     """An additive fp32 mask [queries, keys]: 0 where key <= query, ``MASKED`` elsewhere (aligned upper left)."""

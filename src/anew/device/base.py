@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from anew.chips import Chip
@@ -51,6 +52,8 @@ class Operation(ABC):
                 raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(ports)}")
             if tuple(buffer.shape) != port.type.shape:
                 raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
+            if buffer.dtype != torch.float16:
+                raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer is {buffer.dtype}")
             self.bindings[name] = buffer
 
     def execute(self) -> None:

@@ -10,13 +10,7 @@ from torch.fx import GraphModule
 
 from anew.frontend.options import Options
 from anew.frontend.region import Region
-from anew.frontend.session import Session
-
-
-@functools.cache
-def session_for(options: Options) -> Session:
-    """The session that ``torch.compile(backend="anew")`` uses for these options; one a process and set of options."""
-    return Session(options)
+from anew.frontend.session import session_for
 
 
 def anew(
@@ -27,5 +21,15 @@ def anew(
     Used by name: ``torch.compile(layer, backend="anew", options={"numerics": "exact"})``. Options are those of
     :class:`anew.frontend.options.Options`; an unknown one raises UserError.
     """
-    session = session_for(Options.parse(options or {}))
-    return Region(session, module, example_inputs).compile()
+    return backend_for(Options.parse(options or {}))(module, example_inputs)
+
+
+@functools.cache
+def backend_for(options: Options) -> Callable[..., Any]:
+    """The backend of these options: one function, because Dynamo keeps what it compiled by backend."""
+    session = session_for(options)
+
+    def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return Region(session, module, example_inputs).compile()
+
+    return backend

@@ -10,7 +10,6 @@ head's
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from anew.compiler.custom_ops import MASKED
+from anew.compiler import custom_ops  # noqa: F401  (registers torch.ops.anew)
 
 
 def canonicalize(module: GraphModule) -> None:
@@ -62,16 +61,11 @@ def attention(
     if is_causal:
         scores = scores + torch.ops.anew.causal_mask(length, keys)
     if attn_mask is not None:
-        scores = scores + _additive(attn_mask, scores)
+        additive = torch.ops.anew.additive_mask(attn_mask) if attn_mask.dtype == torch.bool else attn_mask
+        scores = scores + additive
     weights = F.dropout(torch.softmax(scores, -1), dropout_p, training=dropout_p > 0)
     mixed = torch.matmul(weights.view(*batch, shared, heads // shared * length, keys), value)
     return mixed.view(*batch, heads, length, value.shape[-1])
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, MASKED)
 
 
 def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
@@ -125,10 +119,13 @@ def _match_rms_norm(node: Node) -> None:
 
 def _rstd_of(node: Any) -> tuple[Node, float] | None:
     """The x and eps of ``rsqrt(mean(square(x), -1, keepdim) + eps)``."""
-    if not _called(node, "rsqrt") or not _called(node.args[0], "add") or node.target is operator.mul:
+    if not _called(node, "rsqrt") or len(node.args) != 1 or not _called(node.args[0], "add"):
         return None
-    mean, eps = node.args[0].args
-    if not isinstance(eps, float) or not _called(mean, "mean") or not _keeps_last(mean):
+    added = node.args[0]
+    if len(added.args) != 2 or added.kwargs:
+        return None
+    mean, eps = added.args
+    if not isinstance(eps, float) or not _called(mean, "mean") or not mean.args or not _keeps_last(mean):
         return None
     return _squared(mean.args[0], eps)
 
@@ -136,12 +133,12 @@ def _rstd_of(node: Any) -> tuple[Node, float] | None:
 def _keeps_last(mean: Node) -> bool:
     dim = mean.args[1] if len(mean.args) > 1 else mean.kwargs.get("dim")
     keep = mean.args[2] if len(mean.args) > 2 else mean.kwargs.get("keepdim", False)
-    return dim in (-1, (-1,), [-1]) and keep is True
+    return dim in (-1, (-1,), [-1]) and keep is True and mean.kwargs.get("dtype") is None
 
 
 def _squared(node: Any, eps: float) -> tuple[Node, float] | None:
-    if _called(node, "square") or (_called(node, "pow", "_pow") and node.args[1] == 2):
-        return node.args[0], eps
-    if _called(node, "mul") and node.args[0] is node.args[1]:
-        return node.args[0], eps
-    return None
+    squares = (_called(node, "square") and len(node.args) == 1) or (
+        len(getattr(node, "args", ())) == 2
+        and ((_called(node, "pow") and node.args[1] == 2) or (_called(node, "mul") and node.args[0] is node.args[1]))
+    )
+    return (node.args[0], eps) if squares else None

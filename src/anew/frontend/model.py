@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
-from anew.errors import UserError
+from anew.errors import AnewError, UserError
+from anew.frontend.backend import backend_for
 from anew.frontend.options import Options
-from anew.frontend.region import Region
-from anew.frontend.session import Session, Statistics
+from anew.frontend.session import Statistics, session_for
 
-_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+#: The options each model was compiled with, and the statistics of their session at that time.
+_compiled: weakref.WeakKeyDictionary[nn.Module, tuple[Options, Statistics]] = weakref.WeakKeyDictionary()
+
+#: Graphs that Dynamo may keep of one layer class: one for each input shape, training and evaluation apart.
+RECOMPILES = 64
 
 
 def compile(
@@ -42,27 +47,45 @@ def compile(
 
     Raises UserError on an unknown option, a model without repeated layers, or parameters that are not float32.
     """
-    session = Session(Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling))
+    options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling)
     layers = repeated_layers(model)
     _check_float32(layers)
     config: Any = getattr(model, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # a cache object as argument would change the graph from layer to layer
 
-    def backend(module: Any, example_inputs: Any) -> Any:
-        return Region(session, module, example_inputs).compile()
-
+    limit = torch._dynamo.config
+    limit.recompile_limit = max(limit.recompile_limit, RECOMPILES)
     for layer in layers:
-        layer.compile(backend=backend, fullgraph=True, dynamic=False)
-    _sessions[model] = session
+        layer.compile(backend=backend_for(options), fullgraph=True, dynamic=False)
+        layer._compiled_call_impl = _own_errors(layer._compiled_call_impl)
+    _compiled[model] = options, session_for(options).statistics()
     return model
 
 
+def _own_errors(call: Any) -> Any:
+    """Let an error that anew raises while it compiles reach the caller as itself, not as Dynamo wraps it."""
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except BackendCompilerFailed as failed:
+            if isinstance(failed.inner_exception, AnewError):
+                raise failed.inner_exception from None
+            raise
+
+    return compiled
+
+
 def statistics(model: nn.Module) -> Statistics:
-    """Return what the engine has done for a model compiled with :func:`compile`; raises UserError for any other."""
-    if model not in _sessions:
+    """Return what the engine has done since a model was compiled with :func:`compile`; UserError for any other.
+
+    Models compiled with equal options share an engine, so what another of them does in the meantime counts too.
+    """
+    if model not in _compiled:
         raise UserError("this model was not compiled by anew.compile")
-    return _sessions[model].statistics()
+    options, before = _compiled[model]
+    return session_for(options).statistics().since(before)
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
@@ -78,7 +101,7 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _check_float32(layers: list[nn.Module]) -> None:
-    for name, parameter in layers[0].named_parameters():
+    for name, parameter in (named for layer in layers for named in layer.named_parameters()):
         if parameter.dtype != torch.float32:
             raise UserError(
                 f"parameter '{name}' is {parameter.dtype}; load the model in float32, anew keeps fp32 masters"

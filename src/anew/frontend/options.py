@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from anew.chips import load_chip
+from anew.chips import known_chips, load_chip
 from anew.device.base import Device
 from anew.device.emulator.engine import NUMERICS, EmulatedEngine
 from anew.device.null import NullDevice
@@ -42,7 +42,7 @@ class Options:
         _check("scaling", self.scaling, SCALINGS)
         if not isinstance(self.strict, bool):
             raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
-        load_chip(self.chip)
+        _check("chip", self.chip, tuple(known_chips()))
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -51,8 +51,8 @@ class Options:
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise UserError(f"unknown option '{name}'{hint} Known: {', '.join(known)}")
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                raise UserError(f"unknown option '{name}'; {hint}known: {', '.join(known)}")
         return cls(**given)
 
     def make_device(self) -> Device:

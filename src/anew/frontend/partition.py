@@ -25,6 +25,7 @@ _VIEWS = {
     aten.permute.default,
     aten.unsqueeze.default,
     aten.squeeze.dim,
+    aten.squeeze.dims,
     aten.squeeze.default,
     aten.expand.default,
     aten.detach.default,
@@ -37,8 +38,10 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     results = list(forward.graph.output_node().args[0])
     results, saved = results[:num_fwd_outputs], results[num_fwd_outputs:]
-    placeholders = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
-    replay = _Replay(backward, placeholders, first_cotangent=_first_cotangent(backward, saved))
+    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]  # named otherwise than in the forward
+    replay = _Replay(
+        backward, dict(zip(saved, placeholders, strict=False)), first_cotangent=placeholders[len(saved)]
+    )
     for node in saved:
         if is_view(node):
             replay.replace(node)
@@ -57,20 +60,18 @@ def is_view(node: Any) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in _VIEWS
 
 
-def _first_cotangent(backward: GraphModule, saved: list[Node]) -> Node:
-    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
-    return placeholders[len(saved)]
-
-
 def _set_output(module: GraphModule, results: list[Any]) -> None:
     output = module.graph.output_node()
     output.args = (tuple(results),)
 
 
 class _Replay:
-    """Recomputes saved views in the backward graph from the tensors they look at."""
+    """Recomputes saved views in the backward graph from the tensors they look at.
 
-    def __init__(self, backward: GraphModule, placeholders: dict[str, Node], first_cotangent: Node) -> None:
+    ``placeholders`` gives the backward's placeholder of each saved node of the forward.
+    """
+
+    def __init__(self, backward: GraphModule, placeholders: dict[Node, Node], first_cotangent: Node) -> None:
         self.graph = backward.graph
         self.placeholders = placeholders
         self.first_cotangent = first_cotangent
@@ -79,7 +80,7 @@ class _Replay:
 
     def replace(self, view: Node) -> None:
         """Put the replayed view in the place of the placeholder that stood for it."""
-        placeholder = self.placeholders.pop(view.name)
+        placeholder = self.placeholders.pop(view)
         placeholder.replace_all_uses_with(self._value(view))
         self.graph.erase_node(placeholder)
 
@@ -93,10 +94,10 @@ class _Replay:
         return new
 
     def _saved(self, node: Node) -> Node:
-        if node.name not in self.placeholders:
+        if node not in self.placeholders:
             with self.graph.inserting_before(self.first_cotangent):
                 new = self.graph.placeholder(node.name)
             new.meta = dict(node.meta)
-            self.placeholders[node.name] = new
+            self.placeholders[node] = new
             self.added.append(node)
-        return self.placeholders[node.name]
+        return self.placeholders[node]

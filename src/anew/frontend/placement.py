@@ -86,6 +86,8 @@ def split(
     module: GraphModule, name: str, host: set[Node], kinds: Mapping[str, str], make: MakeSegment
 ) -> Callable[..., Any]:
     """Return a callable with the graph's signature that runs ``host`` in PyTorch and all else in programs."""
+    for placeholder in _placeholders(module):
+        placeholder.target = placeholder.name  # else the generated Python may assign one parameter over another
     cotangents = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     partitioner = CapabilityBasedPartitioner(module, _NotOn(host), allows_single_node_partition=True)
     partitions = [p for p in partitioner.propose_partitions() if not all(is_view(n) for n in p.nodes)]
@@ -98,9 +100,9 @@ def split(
         inner: dict[str, str] = {}
         for placeholder, argument in zip(_placeholders(sub), node.args, strict=True):
             placeholder.meta = dict(argument.meta)
-            if argument.name in cotangents:
+            if placeholder.name in cotangents:  # named as in the whole graph; the argument may be a program's result
                 inner[placeholder.name] = "cotangent"
-            elif kinds.get(argument.name) == "weight":
+            elif kinds.get(placeholder.name) == "weight":
                 inner[placeholder.name] = "weight"
         segment = make(sub, f"{name} {node.target}", inner)
         fused.set_submodule(str(node.target), _SegmentModule(segment, single=not _returns_tuple(sub)))

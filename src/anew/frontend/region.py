@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from anew.compiler.compile import compile_graph
+from anew.errors import UserError
 from anew.frontend.canonical import canonicalize
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, report, returned_views, split
@@ -30,6 +31,8 @@ class Region:
     """
 
     def __init__(self, session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> None:
+        if any(_is_symbolic(x) for x in example_inputs):
+            raise UserError("the input sizes of this region vary; compile it with dynamic=False, once for each shape")
         self.session = session
         self.module = module
         self.example_inputs = example_inputs
@@ -97,6 +100,11 @@ class Region:
     def _segment(self, plan: Plan) -> Segment:
         self.session.plans.append(plan)
         return Segment(plan, self.session.device, self.weights, self.session.counts, self.session.options.scaling)
+
+
+def _is_symbolic(x: Any) -> bool:
+    sizes = tuple(x.shape) if isinstance(x, Tensor) else (x,)
+    return any(isinstance(n, torch.SymInt) for n in sizes)
 
 
 def _boxed(segment: Segment) -> Compiled:

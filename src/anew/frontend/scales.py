@@ -9,12 +9,15 @@ repeated with fresh ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from anew.plan import Product, ScalePlan
 
+#: Exponent of the magnitude that the largest cotangent is brought to, unless values then leave fp16.
+COTANGENT = 6
 #: Largest magnitude wanted of a scaled operand.
 OPERAND_TARGET = 64.0
 #: Largest magnitude wanted of a weight, scaled on upload: lower, as weights spread less and the product must fit too.
@@ -27,6 +30,8 @@ PRODUCT_LIMIT = 32752.0
 FP16_MAX = 65504.0
 #: A factor must be a normal fp16 number.
 SMALLEST, LARGEST = -14, 15
+#: Once every value is below this part of fp16's range, a lowered cotangent rises again, by a factor of two a run.
+RECOVERY = 2.0**-6
 #: A scaled operand whose maximum is below this lost precision for want of a larger factor.
 OPERAND_FLOOR = 0.25
 
@@ -56,7 +61,7 @@ class ScaleState:
 
     plan: ScalePlan
     exponents: list[int] = field(default_factory=list)
-    cotangent: int = 6
+    cotangent: int = COTANGENT
     calibrated: bool = False
 
     def __post_init__(self) -> None:
@@ -66,7 +71,7 @@ class ScaleState:
         """Take the exponents that weights were uploaded with, and make room for them in the products."""
         for operand, exponent in weights.items():
             self.exponents[operand] = exponent
-        self._fit_inverses(self.exponents)
+        self._fit(self.exponents, [2 * LARGEST] * len(self.plan.products))
 
     def factors(self) -> np.ndarray:
         """The rows of ``SCALES``, fp16 [rows, 1]: every operand's factor, every product's inverse."""
@@ -89,15 +94,28 @@ class ScaleState:
         Returns ``good``, ``rescale`` (run again with the new exponents) or ``overflow`` (a value other than a product
         left fp16: the cotangents must be brought lower, or a forward pass cannot be held).
         """
-        burst = [not maxima[p.maximum_row] < PRODUCT_LIMIT for p in self.plan.products]
+        tops = [float(maxima[p.maximum_row]) for p in self.plan.products]
+        burst = [not top < PRODUCT_LIMIT for top in tops]
         seen = {i: float(maxima[o.maximum_row]) for i, o in enumerate(self.plan.operands) if o.maximum_row is not None}
-        rows = [*seen.values(), *(float(maxima[r]) for r in self.plan.result_rows)]
-        if not any(burst) and not all(m <= FP16_MAX for m in rows):
+        values = [*seen.values(), *(float(maxima[r]) for r in self.plan.result_rows), *self._inner_products(tops)]
+        if not any(burst) and not all(m <= FP16_MAX for m in values):
             return "overflow"
-        fresh = self._choose(seen, maxima, burst)
+        fresh = self._operand_exponents(seen)
+        limits = [self._product_limit(*case) for case in zip(self.plan.products, tops, burst, strict=True)]
+        self._fit(fresh, limits)
         lost = any(burst) or any(self._misfit(i, m, fresh[i]) for i, m in seen.items())
         self.exponents = fresh
+        pairs = zip(self.plan.products, limits, burst, strict=True)
+        if any(burst and self.product_exponent(product) > limit for product, limit, burst in pairs):
+            return "overflow"
+        if not lost and self.cotangent < COTANGENT and max(values, default=0.0) < FP16_MAX * RECOVERY:
+            self.cotangent += 1
         return "rescale" if lost else "good"
+
+    def _inner_products(self, tops: list[float]) -> list[float]:
+        """Largest magnitudes of the products that the program itself divides by their scales, after that."""
+        pairs = zip(self.plan.products, tops, strict=True)
+        return [top * 2.0 ** -self.product_exponent(p) for p, top in pairs if p.inverse_row is not None]
 
     def _misfit(self, operand: int, maximum: float, fresh: int) -> bool:
         """Whether an operand overflowed, or was so small that a larger factor would have kept more of it."""
@@ -106,34 +124,44 @@ class ScaleState:
         scaled = maximum * 2.0 ** self.exponents[operand]
         return 0 < scaled < OPERAND_FLOOR and fresh > self.exponents[operand]
 
-    def _choose(self, seen: dict[int, float], maxima: np.ndarray, burst: list[bool]) -> list[int]:
+    def _operand_exponents(self, seen: dict[int, float]) -> list[int]:
         fresh = list(self.exponents)
         for i, maximum in seen.items():
             if math.isfinite(maximum):
                 fresh[i] = int(np.clip(exponent_for(OPERAND_TARGET, maximum), SMALLEST, LARGEST))
-        for product, overflowed in zip(self.plan.products, burst, strict=True):
-            used = self.product_exponent(product)
-            if overflowed:
-                limit = used - 6
-            else:
-                largest = float(maxima[product.maximum_row])
-                limit = used + exponent_for(PRODUCT_TARGET, largest) if largest else 2 * LARGEST
-            self._lower(fresh, product, limit)
-        self._fit_inverses(fresh)
         return fresh
 
-    def _fit_inverses(self, exponents: list[int]) -> None:
-        """Inverse factors must be normal fp16 numbers too."""
-        for product in self.plan.products:
-            if product.inverse_row is not None:
-                self._lower(exponents, product, -SMALLEST)
+    def _product_limit(self, product: Product, top: float, burst: bool) -> int:
+        """The largest exponent that a product may carry, judged by the run's."""
+        used = self.product_exponent(product)
+        if burst:
+            return used - 6
+        return used + exponent_for(PRODUCT_TARGET, top) if top else 2 * LARGEST
 
-    def _lower(self, exponents: list[int], product: Product, limit: int) -> None:
-        """Bring a product's exponent to at most ``limit`` by lowering those of its operands that may change."""
-        excess = exponents[product.left] + exponents[product.right] - limit
-        movable = [i for i in {product.left, product.right} if self.plan.operands[i].row is not None]
-        if excess <= 0 or not movable:
-            return
-        share = -(-excess // len(movable))
-        for i in movable:
-            exponents[i] = max(exponents[i] - share, SMALLEST)
+    def _fit(self, exponents: list[int], limits: Sequence[int]) -> None:
+        """Bring products to their limits, as far as every factor and every inverse stays a normal fp16 number."""
+        floors = self._floors(exponents)
+        for i, floor in floors.items():
+            exponents[i] = max(exponents[i], floor)
+        for product, limit in zip(self.plan.products, limits, strict=True):
+            self._lower(exponents, product, limit if product.inverse_row is None else min(limit, -SMALLEST), floors)
+
+    def _floors(self, exponents: list[int]) -> dict[int, int]:
+        """The least exponent of each operand that may change, such that no inverse exceeds ``2**LARGEST``."""
+        floors = {i: SMALLEST for i, operand in enumerate(self.plan.operands) if operand.row is not None}
+        for product in self.plan.products:
+            if product.inverse_row is None:
+                continue
+            for i, other in ((product.left, product.right), (product.right, product.left)):
+                if i in floors:
+                    floors[i] = max(floors[i], -(LARGEST // 2) if other in floors else -LARGEST - exponents[other])
+        return floors
+
+    def _lower(self, exponents: list[int], product: Product, limit: int, floors: dict[int, int]) -> None:
+        """Bring a product's exponent to at most ``limit``: half by each operand, the rest by whichever can."""
+        movable = [i for i in (product.left, product.right) if i in floors]
+        for shares in (len(movable), 1):
+            excess = exponents[product.left] + exponents[product.right] - limit
+            if excess > 0:
+                for i in dict.fromkeys(movable):
+                    exponents[i] = max(exponents[i] - -(-excess // shares), floors[i])

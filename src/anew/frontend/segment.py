@@ -13,13 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device
 from anew.errors import AnewError
+from anew.frontend.instances import ByTensor
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
 from anew.plan import MAXIMA, SCALES, InputPort, Plan
 
-#: A magnitude above this is a mask's "minus infinity", not a number to keep.
+#: A value below minus this is a mask's "minus infinity", not a number to keep.
 MASK_MAGNITUDE = 1e30
+#: Largest exponent of a cotangent's scale: fp32 holds the factor and its inverse.
+LARGEST_COTANGENT = 100
+BEYOND = f"beyond fp16's {FP16_MAX:.0f}; the engine computes in fp16 only"
 #: Runs that a call may take until its scales fit.
 ATTEMPTS = 16
 
@@ -47,17 +52,26 @@ class WeightStore:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._uploaded: dict[tuple[int, bool], UploadedWeight] = {}
+        self._uploaded: ByTensor[dict[bool, UploadedWeight]] = ByTensor()
 
-    def upload(self, weight: Tensor, scaled: bool, fresh: bool) -> UploadedWeight:
-        """Return the weight's buffer; converts it again when ``fresh`` or when it changed since."""
-        key, source = (weight.data_ptr(), scaled), (weight.data_ptr(), weight._version)
-        known = self._uploaded.get(key)
+    def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool) -> UploadedWeight:
+        """Return the weight's buffer; converts it again when ``fresh`` or when it changed since.
+
+        Raises AnewError with ``name`` when fp16 cannot hold the weight.
+        """
+        source = (weight.data_ptr(), weight._version)
+        forms = self._uploaded.get(weight, dict)
+        known = forms.get(scaled)
         if known is None or fresh or known.source != source:
-            exponent = weight_exponent(magnitude(weight)) if scaled else 0
+            peak = magnitude(weight)
+            exponent = weight_exponent(peak) if scaled and math.isfinite(peak) else 0
+            if not peak * 2.0**exponent <= FP16_MAX:
+                raise AnewError(f"{name} {list(weight.shape)} reaches {peak:.4g}, {BEYOND}")
+            if fresh:  # the other form, if there is one, is out of date too
+                forms.clear()
             buffer = self.device.buffers.lease(tuple(weight.shape))
             write(buffer, weight, exponent)
-            known = self._uploaded[key] = UploadedWeight(source, buffer, exponent)
+            known = forms[scaled] = UploadedWeight(source, buffer, exponent)
         return known
 
 
@@ -88,7 +102,8 @@ class Segment:
         self.statistics = statistics
         self.program = device.compile(plan.text, plan.weights)
         self.operation = self.program.operation()
-        self.states: dict[int, ScaleState] = {}
+        self.states: ByTensor[ScaleState] = ByTensor()
+        self.lone_state = ScaleState(plan.scales)
         self.backward = any(port.kind == "cotangent" for port in plan.inputs)
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
@@ -101,7 +116,7 @@ class Segment:
             return self._nan_results(args)
         state.fix(weights)
         for attempt in range(ATTEMPTS):
-            cotangent = exponent_for(2.0**state.cotangent, peak) if self.scaling else 0
+            cotangent = min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT) if self.scaling else 0
             verdict, outputs, exponents = self._run(state, args, buffers, cotangent)
             if verdict == "good":
                 self._count(state, attempt)
@@ -114,10 +129,11 @@ class Segment:
         )
 
     def state(self, args: Sequence[Tensor]) -> ScaleState:
-        """The scale state of the instance these arguments belong to, known by where its first weight lies."""
+        """The scale state of the instance these arguments belong to, known by its first weight if it has any."""
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
-        key = 0 if first is None else args[first].data_ptr()
-        return self.states.setdefault(key, ScaleState(self.plan.scales))
+        if first is None:
+            return self.lone_state
+        return self.states.get(args[first], lambda: ScaleState(self.plan.scales))
 
     def _upload(self, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
         """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand."""
@@ -127,7 +143,8 @@ class Segment:
             x = args[port.argument]
             if port.kind == "weight":
                 scaled = self.scaling and port.operand is not None
-                uploaded = self.weights.upload(x, scaled, fresh=not self.backward)
+                name = f"{self.plan.name}: weight '{port.name}'"
+                uploaded = self.weights.upload(name, x, scaled, fresh=not self.backward)
                 buffers[port.name] = uploaded.buffer
                 if port.operand is not None:
                     exponents[port.operand] = uploaded.exponent
@@ -139,24 +156,20 @@ class Segment:
         if x.dtype == torch.float16 and not x.requires_grad and x.stride() == self._strides(port):
             return x  # a saved activation: it lies in a leased buffer already
         buffer = self.device.buffers.lease(port.shape)
-        peak = magnitude(x)
-        if peak > FP16_MAX:
-            x = self._finite(port, x)
-        buffer.copy_(x)
-        return buffer
+        if x.dtype == torch.bool:
+            return buffer.fill_(MASKED).masked_fill_(x, 0.0)
+        return buffer.copy_(x if magnitude(x) <= FP16_MAX else self._finite(port, x))
 
     def _strides(self, port: InputPort) -> tuple[int, ...]:
         return self.device.buffers.strides(port.shape)
 
     def _finite(self, port: InputPort, x: Tensor) -> Tensor:
         """Masks of -inf or -3.4e38 become finite; anything else beyond fp16 is an error, not a clamp."""
-        beyond = x.abs() > FP16_MAX
-        if not bool((x[beyond].abs() > MASK_MAGNITUDE).all()):
-            raise AnewError(
-                f"{self.plan.name}: input '{port.name}' {list(port.shape)} reaches {magnitude(x):.4g}, beyond fp16's "
-                f"{FP16_MAX:.0f}; the engine computes in fp16 only"
-            )
-        return x.clamp(-FP16_MAX, FP16_MAX)
+        masked = x < -MASK_MAGNITUDE
+        peak = magnitude(x.masked_fill(masked, 0.0))
+        if not peak <= FP16_MAX:
+            raise AnewError(f"{self.plan.name}: input '{port.name}' {list(port.shape)} reaches {peak:.4g}, {BEYOND}")
+        return x.masked_fill(masked, MASKED)
 
     def _cotangent_peak(self, args: Sequence[Tensor]) -> float:
         peaks = [magnitude(args[port.argument]) for port in self.plan.inputs if port.kind == "cotangent"]
@@ -193,10 +206,7 @@ class Segment:
 
     def _lower_cotangent(self, state: ScaleState) -> None:
         if not self.backward:
-            raise AnewError(
-                f"{self.plan.name}: a value of this region leaves fp16 ({FP16_MAX:.0f}) in the forward pass; the "
-                "engine computes in fp16 only"
-            )
+            raise AnewError(f"{self.plan.name}: a value inside this region is {BEYOND}")
         state.cotangent -= 3
 
     def _download(

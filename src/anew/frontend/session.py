@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 from anew.device.base import Device
 from anew.frontend.options import Options
@@ -13,7 +14,9 @@ from anew.plan import Plan
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a session has done so far.
+    """What a session has done so far, or since a model was compiled.
+
+    Models compiled with equal options share a session, and with it programs: they count for each of them.
 
     Attributes:
         device: the device in use. emulated: True when no silicon computed. chip, numerics: as chosen.
@@ -32,6 +35,15 @@ class Statistics:
     rescaled: int
     calibrations: int
     host_operations: tuple[HostOperation, ...]
+
+    def since(self, before: Statistics) -> Statistics:
+        """What was done after ``before``; programs and regions stay those loaded in all."""
+        return replace(
+            self,
+            dispatches=self.dispatches - before.dispatches,
+            rescaled=self.rescaled - before.rescaled,
+            calibrations=self.calibrations - before.calibrations,
+        )
 
 
 class Session:
@@ -64,3 +76,9 @@ class Session:
             calibrations=self.counts.calibrations,
             host_operations=tuple(self.host_operations),
         )
+
+
+@functools.cache
+def session_for(options: Options) -> Session:
+    """The session of these options, one a process: a second model of the same shape finds its programs loaded."""
+    return Session(options)

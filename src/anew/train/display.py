@@ -92,7 +92,7 @@ class LiveDisplay:
 
     def say(self, text: str = "") -> None:
         """Print above the progress line, as it is: text may hold brackets, which mean nothing here."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, steps: int, tokens_per_step: int) -> None:
         """Show the line."""

@@ -1,14 +1,18 @@
 """Ctrl-C during training: the first asks to stop after the step, the second stops at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+NOTICE = b"\nStopping after this step; press Ctrl-C again to stop at once.\n"
+STANDARD_ERROR = 2
+
 
 @contextmanager
-def stop_on_interrupt(notice: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Give a function that says whether the user asked to stop.
 
     A step is never cut in half, so the weights stay those of a whole number of steps. Outside the main thread,
@@ -23,7 +27,8 @@ def stop_on_interrupt(notice: Callable[[str], None]) -> Iterator[Callable[[], bo
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        notice("Stopping after this step; press Ctrl-C again to stop at once.")
+        # Not print: the signal may come in the middle of one, and buffered streams refuse to be re-entered.
+        os.write(STANDARD_ERROR, NOTICE)
 
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,25 @@ def describe_model(model: nn.Module) -> str:
     return f"{', '.join(words)}, {count_parameters(model) / 1e6:.2f}M parameters"
 
 
+@contextmanager
+def _caching(model: Any) -> Iterator[None]:
+    """Let the model say that it uses a cache: training does not, those who load the saved model should."""
+    configs = (model.config, model.generation_config)
+    for config in configs:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        for config in configs:
+            config.use_cache = False
+
+
 def save_model(model: Any, tokenizer: Any, path: Path) -> None:
     """Write model (safetensors) and tokenizer to a directory that appears whole or not at all."""
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        model.save_pretrained(fresh)
+        with _caching(model):
+            model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         fresh.chmod(0o755)  # mkdtemp gives 0700
         if path.exists():

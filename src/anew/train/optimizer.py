@@ -24,7 +24,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     It rises linearly to `peak` in `warmup` steps, then falls as a cosine to a tenth of it at the last step.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * ((step + 1) / warmup)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)

@@ -117,7 +117,7 @@ def _make_loop(model: nn.Module, config: TrainConfig, corpus: Corpus, display: D
 def _train(loop: Loop, display: Display) -> None:
     display.start(loop.config.steps, loop.config.tokens_per_step)
     try:
-        with stop_on_interrupt(display.say) as stop:
+        with stop_on_interrupt() as stop:
             loop.run(stop)
     finally:
         display.stop()

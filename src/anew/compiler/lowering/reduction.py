@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,14 +25,18 @@ def _sum(
     low: Lowering, node: Node, x: Value, dims: Sequence[int] | None, keepdim: bool = False, dtype: object = None
 ) -> Value:
     axes = sorted(d % x.type.rank for d in (dims or range(x.type.rank)))
-    if axes == list(range(len(axes))) and len(axes) < x.type.rank:
+    if axes == list(range(len(axes))) and len(axes) < x.type.rank and _fits_as_product(low, x, len(axes)):
         return low.reshape(_sum_leading(low, x, len(axes)), shape_of(node))
     return low.op("reduce_sum", x=x, axes=axes, keep_dims=keepdim)
 
 
+def _fits_as_product(low: Lowering, x: Value, axes: int) -> bool:
+    return max(math.prod(x.shape[:axes]), math.prod(x.shape[axes:])) <= low.chip.max_axis
+
+
 def _sum_leading(low: Lowering, x: Value, axes: int) -> Value:
     """Sum over the leading axes as a product with ones: the array sums exactly, reduce_sum in narrow partial sums."""
-    rows = int(np.prod(x.shape[:axes]))
+    rows = math.prod(x.shape[:axes])
     flat = low.reshape(x, (rows, x.type.numel // rows))
     ones = low.builder.array(np.ones((1, rows)), "ones")
     return low.matmul(ones, flat)
@@ -74,6 +79,11 @@ def _rms_norm_backward(low: Lowering, node: Node, grad: Value, normed: Value, rs
     along = low.op("reduce_mean", x=low.op("mul", x=grad, y=normed), axes=[-1], keep_dims=True)
     rest = low.op("sub", x=grad, y=low.op("mul", x=normed, y=along))
     return low.op("mul", x=rest, y=rstd)
+
+
+@lowers(anew.additive_mask.default)
+def _additive_mask(low: Lowering, node: Node, mask: Value) -> Value:
+    return mask  # the boundary writes a bool tensor into its port as an additive mask
 
 
 @lowers(anew.causal_mask.default)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.fx import Node
 
+from anew.chips import Chip
 from anew.errors import AnewError
-from anew.mil import Builder, Value
+from anew.mil import Builder, Value, lookup
+
+#: Numbers from here on round to infinity in fp16, and those up to the second to 0.
+FP16_OVERFLOW, FP16_VANISHES = 65520.0, 2.0**-25
 
 
 class NotLowered(AnewError):
@@ -18,11 +23,16 @@ class NotLowered(AnewError):
 class Lowering:
     """The builder of one program, with the helpers that several lowerings share."""
 
-    def __init__(self) -> None:
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
         self.builder = Builder()
 
     def op(self, kind: str, **operands: Any) -> Value:
-        """Append a MIL operation."""
+        """Append a MIL operation; raises NotLowered for a number that fp16 would turn into infinity or 0."""
+        for param in lookup(kind).params:
+            operand = operands.get(param.name)
+            if param.kind == "tensor" and isinstance(operand, (int, float)):
+                _check_number(operand)
         return self.builder.op(kind, **operands)
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
@@ -58,6 +68,12 @@ class Lowering:
         perm, rank = list(_single(before.inputs["perm"]).const), x.type.rank
         flip = [*range(rank - 2), rank - 1, rank - 2]
         return (_single(before.inputs["x"]), True) if perm == flip else (x, False)
+
+
+def _check_number(x: float) -> None:
+    kept = abs(x) < FP16_OVERFLOW and (x == 0 or abs(x) > FP16_VANISHES)
+    if math.isfinite(x) and not kept:
+        raise NotLowered(f"the number {x:.4g} becomes {'0' if abs(x) < 1 else 'infinite'} in fp16")
 
 
 def _single(operand: Any) -> Value:

@@ -51,7 +51,7 @@ class _Scaler:
         matmuls = [op for op in function.ops if op.kind == "matmul"]
         operands = list(dict.fromkeys(v for op in matmuls for v in op.tensors()))
         self.index = {v: i for i, v in enumerate(operands)}
-        self.weights = {v for v in operands if v.name in weights and self._only_multiplied(v)}
+        self.weights = {v for v in operands if v.name in weights and self._meets_activations(v, weights)}
         dynamic = [v for v in operands if v.const is None and v not in self.weights]
         self.rows = {v: row for row, v in enumerate(dynamic)}
         self.ends = {op: self._output_end(op.output) for op in matmuls}
@@ -61,14 +61,18 @@ class _Scaler:
         outer = {end for end in self.ends.values() if end is not None}
         self.checked = [i for i in checked if i not in outer]
 
-    def _only_multiplied(self, value: Value) -> bool:
-        return value not in self.function.outputs and all(op.kind == "matmul" for op in self.uses[value])
+    def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
+        """Whether a weight is only multiplied with values whose exponents leave room for its own."""
+        if weight in self.function.outputs or any(op.kind != "matmul" for op in self.uses[weight]):
+            return False
+        others = [v for op in self.uses[weight] for v in op.tensors() if v is not weight]
+        return len(others) == len(self.uses[weight]) and all(v.const is None and v.name not in weights for v in others)
 
     def _output_end(self, value: Value) -> int | None:
         """Position of the output that a product reaches through data movement alone, if it goes nowhere else."""
         outputs = [i for i, v in enumerate(self.function.outputs) if v is value]
-        if outputs:
-            return outputs[0] if len(outputs) == 1 and not self.uses[value] else None
+        if outputs:  # one that stays on the device must not carry scales
+            return outputs[0] if outputs[0] in self.checked and not self.uses[value] else None
         if len(self.uses[value]) != 1:
             return None
         (use,) = self.uses[value]
@@ -79,7 +83,9 @@ class _Scaler:
         self.new = new
         self.maxima: list[Value] = []
         self.scaled: dict[Value, Value] = {}
-        self.scale_port = new.builder.input(SCALES, (max(len(self.rows) + len(self.inverse_rows), 1), 1))
+        scale_rows = len(self.rows) + len(self.inverse_rows)
+        if scale_rows:
+            self.scale_port = new.builder.input(SCALES, (scale_rows, 1))
         operand_maxima: dict[Value, int] = {}
         product_maxima: dict[Op, int] = {}
         for op in self.function.ops:
@@ -97,7 +103,7 @@ class _Scaler:
             operands=tuple(Operand(self.rows.get(v), operand_maxima.get(v)) for v in self.index),
             products=tuple(self._product(op, product_maxima[op]) for op in self.products),
             result_rows=tuple(results),
-            scale_rows=len(self.rows) + len(self.inverse_rows),
+            scale_rows=scale_rows,
             maxima_rows=len(self.maxima),
         )
         outputs = [new[v] for v in self.function.outputs]

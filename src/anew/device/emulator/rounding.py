@@ -8,6 +8,7 @@ selects without branches, so LLVM vectorises the loops on any CPU.
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def run_tasks(task: Callable[[int, int], Any], count: int, grain: int = 1) -> li
     if pieces <= 1:
         return [task(0, count)]
     bounds = [count * i // pieces for i in range(pieces + 1)]
-    others = [_pool(pieces).submit(task, *span) for span in zip(bounds[1:-1], bounds[2:], strict=True)]
+    others = [_pool(pieces).submit(task, *span) for span in itertools.pairwise(bounds[1:])]
     return [task(bounds[0], bounds[1]), *(other.result() for other in others)]
 
 

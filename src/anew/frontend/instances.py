@@ -1,0 +1,31 @@
+"""What belongs to one region instance, known by its parameters: layers share programs, not scales or weights."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class ByTensor(Generic[T]):
+    """A map from tensors, by identity, that forgets a tensor when it dies."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, tensor: Tensor, make: Callable[[], T]) -> T:
+        """Return the tensor's entry, made on first sight."""
+        key = id(tensor)
+        known = self._entries.get(key)
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        value = make()
+        self._entries[key] = (weakref.ref(tensor, lambda _: self._entries.pop(key, None)), value)
+        return value

@@ -1,0 +1,39 @@
+"""Fixtures that several groups of tests share."""
+
+import pytest
+
+
+@pytest.fixture
+def fresh():
+    """Forget what Dynamo and anew compiled before, so that counts start at zero."""
+    import torch
+
+    from anew.frontend.backend import backend_for
+    from anew.frontend.session import session_for
+
+    torch._dynamo.reset()
+    backend_for.cache_clear()
+    session_for.cache_clear()
+
+
+@pytest.fixture
+def llama():
+    """A maker of tiny Llamas, equal for equal arguments: ``llama(layers=2, kv_heads=2, dim=32)``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(layers=2, kv_heads=2, dim=32, **config):
+        torch.manual_seed(0)
+        sizes = {
+            "hidden_size": dim,
+            "intermediate_size": dim + 16,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": 64,
+            "max_position_embeddings": 64,
+            "use_cache": False,
+        }
+        return LlamaForCausalLM(LlamaConfig(**(sizes | config)))
+
+    return make

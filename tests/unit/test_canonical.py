@@ -1,0 +1,158 @@
+"""Rewrites before autograd: attention, RMS norm and their gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from anew.compiler.custom_ops import MASKED
+from anew.frontend.canonical import attention, canonicalize, rms_norm
+
+
+def captured(function, *inputs):
+    """The Dynamo graph of a function after the rewrites."""
+    graphs = []
+
+    def backend(module, example_inputs):
+        canonicalize(module)
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    result = torch.compile(function, backend=backend, fullgraph=True)(*inputs)
+    (graph,) = graphs
+    return graph, result
+
+
+def targets(module):
+    return [getattr(n.target, "__name__", str(n.target)) for n in module.graph.nodes if n.op.startswith("call")]
+
+
+def qkv(heads=4, kv_heads=4, length=5, keys=5, size=8):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, length, size), (2, kv_heads, keys, size), (2, kv_heads, keys, size)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+FLOAT_MASK = torch.randn(2, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+BOOL_MASK = (FLOAT_MASK > 0) | torch.eye(5, dtype=torch.bool)
+CASES = {
+    "plain": ({}, {}),
+    "causal": ({}, {"is_causal": True}),
+    "causal, more keys than queries": ({"keys": 7}, {"is_causal": True}),
+    "bool mask": ({}, {"attn_mask": BOOL_MASK}),
+    "bool mask of two axes": ({}, {"attn_mask": BOOL_MASK[0, 0]}),
+    "float mask": ({}, {"attn_mask": FLOAT_MASK}),
+    "grouped": ({"kv_heads": 2}, {"enable_gqa": True}),
+    "grouped, causal": ({"kv_heads": 1}, {"enable_gqa": True, "is_causal": True}),
+    "grouped, mask": ({"kv_heads": 2}, {"enable_gqa": True, "attn_mask": BOOL_MASK}),
+    "scale": ({}, {"scale": 0.3}),
+    "cross": ({"keys": 9}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_is_torch_s(case):
+    sizes, arguments = CASES[case]
+    inputs = qkv(**sizes)
+    found, wanted = attention(*inputs, **arguments), F.scaled_dot_product_attention(*inputs, **arguments)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for a, b in zip(torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(wanted, inputs, cotangent)):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_attention_is_replaced_in_a_captured_graph():
+    q, k, v = (x.detach().float() for x in qkv())
+    graph, result = captured(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v)
+    assert targets(graph) == ["attention"]
+    torch.testing.assert_close(result, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_masks_are_finite_in_fp16():
+    assert torch.tensor(2 * MASKED).half().isfinite()  # a causal mask and another may add up
+    mask = torch.tensor([[True, False]])
+    assert torch.ops.anew.additive_mask(mask).tolist() == [[0.0, MASKED]]
+    assert torch.ops.anew.causal_mask(2, 3).tolist() == [[0.0, MASKED, MASKED], [0.0, 0.0, MASKED]]
+
+
+def test_llama_s_norm_is_one_operation():
+    norm = LlamaRMSNorm(8, eps=1e-5)
+    x = torch.randn(2, 3, 8)
+    graph, result = captured(norm, x)
+    assert targets(graph) == ["_normalized", "mul"]
+    (node,) = [n for n in graph.graph.nodes if n.name.startswith("_normalized")]
+    assert node.args[1] == 1e-5
+    torch.testing.assert_close(result, norm(x))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: torch.rsqrt(torch.square(x).mean((-1,), True) + 1e-6) * x,
+        lambda x: x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + 1e-6),
+    ],
+)
+def test_spellings_of_the_norm_are_matched(norm):
+    x = torch.randn(2, 3, 8)
+    graph, result = captured(norm, x)
+    assert targets(graph) == ["_normalized"]
+    torch.testing.assert_close(result, norm(x))
+
+
+@pytest.mark.parametrize(
+    "near_miss",
+    [
+        lambda x: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1) + 1e-6)[..., None],
+        lambda x: x[0] * torch.rsqrt(x[0].pow(2).mean(-1) + 1e-6),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-2, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)),
+        lambda x: x * torch.rsqrt((x * x.flip(0)).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(torch.add(x.pow(2).mean(-1, keepdim=True), 1e-6, alpha=3)),
+        lambda x: x * torch.rsqrt(x.pow(exponent=2).mean(-1, keepdim=True).add(x[..., :1])),
+        lambda x: x * torch.rsqrt(input=x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    ],
+)
+def test_near_misses_stay_as_they_are(near_miss):
+    x = torch.rand(8, 8, 8) + 0.5
+    graph, result = captured(near_miss, x)
+    assert "_normalized" not in targets(graph)
+    torch.testing.assert_close(result, near_miss(x))
+
+
+def test_torch_s_rms_norm_becomes_anew_s():
+    x, weight = torch.randn(2, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    for arguments in ((None, None), (weight, 1e-3)):
+        torch.testing.assert_close(rms_norm(x, (8,), *arguments), F.rms_norm(x, (8,), *arguments))
+    torch.testing.assert_close(rms_norm(x, (2, 8)), F.rms_norm(x, (2, 8)))
+    graph, _ = captured(nn.RMSNorm(8), x.float())
+    assert targets(graph) == ["rms_norm"]
+    assert next(n.target for n in graph.graph.nodes if n.op == "call_function") is rms_norm
+
+
+def test_rms_norm_has_the_right_derivative():
+    x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: torch.ops.anew.rms_norm(x, 1e-3)[0], (x,))
+    with pytest.raises(RuntimeError, match="second result is not differentiable"):
+        torch.ops.anew.rms_norm(x, 1e-3)[1].sum().backward()
+
+
+@pytest.mark.parametrize("operation", [torch.ops.anew.rms_norm, torch.ops.anew.rms_norm_backward])
+def test_custom_operations_are_registered_right(operation):
+    x = torch.randn(3, 7)
+    arguments = (x, 1e-3) if operation is torch.ops.anew.rms_norm else (x, x, x[:, :1].abs())
+    torch.library.opcheck(operation.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_casts_to_the_same_type_disappear():
+    graph, _ = captured(lambda x: x.float().to(torch.float32) * 2, torch.ones(3))
+    assert targets(graph) == ["mul"]
+    graph, result = captured(lambda x: x.to(torch.float64) * 2, torch.ones(3))
+    assert targets(graph) == ["to", "mul"]
+    assert result.dtype == torch.float64
