@@ -33,7 +33,7 @@ def main() -> None:
         {
             "seconds_all": seconds,
             "minutes_all": seconds / 60,
-            "seconds_training": run["seconds_training"],
+            "seconds_training": run["seconds"]["training"],
             "first_val_loss": first,
             "last_val_loss": last,
             "fall": 1 - last / first,

@@ -153,6 +153,8 @@ def test_custom_operations_are_registered_right(operation):
 def test_casts_to_the_same_type_disappear():
     graph, _ = captured(lambda x: x.float().to(torch.float32) * 2, torch.ones(3))
     assert targets(graph) == ["mul"]
+    graph, _ = captured(lambda x: x.to(torch.float32, copy=True).add_(1), torch.ones(3))
+    assert targets(graph) == ["to", "add_"]
     graph, result = captured(lambda x: x.to(torch.float64) * 2, torch.ones(3))
     assert targets(graph) == ["to", "mul"]
     assert result.dtype == torch.float64

@@ -17,7 +17,7 @@ QUOTE = re.compile(r"\[([^\]]+)\]\(([\w./-]*evidence/[\w-]+\.json) \"([\w.]+)\"\
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: A figure that somebody measured: a decimal fraction, or a number with a unit of time, rate, size, power or percent.
 UNITS = "ms|s|min|minutes|seconds|%|×|GFLOP/s|TFLOPS|GB|GiB|W"
-FIGURE = re.compile(rf"(?<![\w.^-])\d[\d,]*(?:\.\d+|(?:\.\d+)?\s?(?:{UNITS})(?!\w))")
+FIGURE = re.compile(rf"(?<![\w.^-])\d[\d,]*(?:\.\d+|(?:\.\d+)?\s?(?:{UNITS})(?!\w))(?!\.?\d)")
 
 
 @functools.cache

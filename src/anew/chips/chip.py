@@ -22,7 +22,6 @@ class Chip:
         max_matmul_rank: largest rank of an operand of matmul or transpose.
         row_bytes: rows (the last axis) start at multiples of this in a buffer.
         loaded_programs: programs a process may have loaded at once.
-        compiles: compiles a process may make.
         convolution: ``direct`` or ``winograd-f23-width``, the form of 3x3 convolutions of stride 1.
     """
 
@@ -32,7 +31,6 @@ class Chip:
     max_matmul_rank: int
     row_bytes: int
     loaded_programs: int
-    compiles: int
     convolution: str
 
 

@@ -94,7 +94,9 @@ def _called(node: Any, *names: str) -> bool:
 
 
 def _drops_cast(node: Node) -> bool:
-    if not _called(node, "to", "float") or not isinstance(node.args[0], Node):
+    if not _called(node, "to", "float") or not node.args or not isinstance(node.args[0], Node):
+        return False
+    if True in (*node.args[1:], *node.kwargs.values()):  # copy=True: a tensor of its own
         return False
     before, after = node.args[0].meta.get("example_value"), node.meta.get("example_value")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):

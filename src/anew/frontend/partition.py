@@ -19,7 +19,6 @@ aten = torch.ops.aten
 _VIEWS = {
     aten.view.default,
     aten._unsafe_view.default,
-    aten.reshape.default,
     aten.t.default,
     aten.transpose.int,
     aten.permute.default,

@@ -7,6 +7,7 @@ backward program by one power of two, which is divided out of the gradients in f
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,7 @@ class Segment:
         self.statistics = statistics
         self.program = device.compile(plan.text, plan.weights)
         self.operation = self.program.operation()
+        weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
         self.states: ByTensor[ScaleState] = ByTensor()
         self.lone_state = ScaleState(plan.scales)
         self.backward = any(port.kind == "cotangent" for port in plan.inputs)

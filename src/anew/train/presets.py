@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset] = {
         llama(dim=128, layers=4, heads=4, hidden=352, vocab=1024, max_seq=512),
         seq_len=128,
         batch_size=8,
-        steps=800,
+        steps=500,
         lr=4e-3,
         warmup=60,
         val_every=100,

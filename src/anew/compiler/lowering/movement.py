@@ -16,7 +16,6 @@ aten = torch.ops.aten
 @lowers(
     aten.view.default,
     aten._unsafe_view.default,
-    aten.reshape.default,
     aten.unsqueeze.default,
     aten.squeeze.default,
     aten.squeeze.dim,

@@ -59,7 +59,8 @@ class _Scaler:
         self.inverse_rows = {op: len(dynamic) + i for i, op in enumerate(inner)}
         self.products = {op: i for i, op in enumerate(matmuls)}
         outer = {end for end in self.ends.values() if end is not None}
-        self.checked = [i for i in checked if i not in outer]
+        reported = {*outer, *(i for i, v in enumerate(function.outputs) if v in self.rows)}
+        self.checked = [i for i in checked if i not in reported]
 
     def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
         """Whether a weight is only multiplied with values whose exponents leave room for its own."""

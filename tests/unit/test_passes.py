@@ -1,0 +1,204 @@
+"""Each pass: golden text before and after, and the same meaning on the emulated engine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anew.chips import load_chip
+from anew.compiler.passes.common_subexpressions import common_subexpressions
+from anew.compiler.passes.eliminate_dead import eliminate_dead
+from anew.compiler.passes.merge_pads import merge_pads
+from anew.compiler.passes.scale_operands import scale_operands
+from anew.device.emulator.engine import EmulatedEngine
+from anew.mil import Builder, Program, print_program
+from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MATMUL = {"transpose_x": False, "transpose_y": False}
+
+
+def text_of(function):
+    return print_program(Program({"main": function}))[0]
+
+
+def run(function, extra=None):
+    """Run a function on the emulated engine over inputs that depend on the ports' names only; outputs in order."""
+    engine = EmulatedEngine(load_chip("m4"))
+    program = engine.compile(*print_program(Program({"main": function})))
+    buffers = {port.name: engine.buffers.lease(port.type.shape) for port in program.ports.values()}
+    for port in program.inputs:
+        generator = torch.Generator().manual_seed(sum(map(ord, port.name)))
+        buffers[port.name].copy_(torch.randn(port.type.shape, generator=generator))
+    for name, value in (extra or {}).items():
+        buffers[name].copy_(torch.from_numpy(value))
+    operation = program.operation()
+    operation.bind(buffers)
+    operation.execute()
+    return [buffers[port.name].float() for port in program.outputs]
+
+
+def repeated():
+    b = Builder()
+    x, y = b.input("x", (2, 4)), b.input("y", (2, 4))
+    first = b.op("add", x=b.op("exp", x=x), y=b.op("mul", x=y, y=0.5))
+    again = b.op("add", x=b.op("exp", x=x), y=b.op("mul", x=y, y=0.5))
+    other = b.op("mul", x=b.op("exp", x=x), y=y)
+    turned = b.op("mul", x=y, y=b.op("exp", x=x))
+    return b.function([b.op("sub", x=first, y=other), b.op("sub", x=again, y=turned)])
+
+
+def dead():
+    b = Builder()
+    x, _unread = b.input("x", (2, 4)), b.input("unread", (3,))
+    b.op("exp", x=b.op("mul", x=x, y=3.0))
+    kept = b.op("tanh", x=x)
+    b.op("softmax", x=kept, axis=-1)
+    return b.function([kept])
+
+
+def pads():
+    b = Builder()
+    x, y = b.input("x", (2, 3)), b.input("y", (2, 5))
+
+    def pad(v, before, after):
+        return b.op("pad", x=v, pad=[0, 0, before, after], mode="constant", constant_val=0.0)
+
+    merged = b.op("add", x=pad(x, 5, 0), y=pad(y, 0, 3))
+    overlapping = b.op("add", x=pad(x, 0, 2), y=pad(y, 0, 0))
+    return b.function([merged, overlapping])
+
+
+def products():
+    """An activation times a weight, softmax, times an activation; the second product ends in an output."""
+    b = Builder()
+    x, weight, y = b.input("x", (4, 6)), b.input("weight", (8, 6)), b.input("y", (8, 5))
+    scores = b.op("matmul", "scores", x=x, y=weight, transpose_x=False, transpose_y=True)
+    weights = b.op("softmax", x=scores, axis=-1)
+    mixed = b.op("matmul", "mixed", x=weights, y=y, **MATMUL)
+    return b.function([b.op("reshape", x=mixed, shape=[2, 2, 5]), weights])
+
+
+PASSES = {
+    "common_subexpressions": (repeated, common_subexpressions),
+    "eliminate_dead": (dead, eliminate_dead),
+    "merge_pads": (pads, merge_pads),
+    "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_golden_text(name):
+    make, change = PASSES[name]
+    function = make()
+    assert text_of(function) == (GOLDEN / f"{name}.before.mil").read_text()
+    assert text_of(change(function)) == (GOLDEN / f"{name}.after.mil").read_text()
+    assert text_of(function) == (GOLDEN / f"{name}.before.mil").read_text()  # a pass leaves its input as it was
+
+
+@pytest.mark.parametrize("name", ["common_subexpressions", "eliminate_dead", "merge_pads"])
+def test_meaning_is_kept(name):
+    make, change = PASSES[name]
+    for before, after in zip(run(make()), run(change(make())), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_common_subexpressions_counts():
+    kinds = [op.kind for op in common_subexpressions(repeated()).ops]
+    assert [kinds.count(k) for k in ("exp", "add", "mul", "sub")] == [1, 1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([0, 0, 5, 0], [0, 0, 0, 4]),  # together longer than the sum
+        ([5, 0, 0, 0], [0, 0, 0, 3]),  # different axes
+        ([0, 0, 3, 0], [0, 0, 0, 3]),  # overlap
+        ([1, 0, 5, 0], [1, 0, 0, 3]),  # two axes
+    ],
+)
+def test_pads_that_do_not_complement_each_other_stay(first, second):
+    b = Builder()
+    x, y = b.input("x", (2, 3)), b.input("y", (2, 5))
+    values = [b.op("pad", x=v, pad=p, mode="constant", constant_val=0.0) for v, p in ((x, first), (y, second))]
+    kept = merge_pads(b.function(values))
+    assert [op.kind for op in kept.ops].count("pad") == 2
+    if values[0].shape == values[1].shape:
+        merged = merge_pads(b.function([b.op("add", x=values[0], y=values[1])]))
+        assert [op.kind for op in merged.ops].count("concat") == 0
+
+
+def test_pads_with_another_fill_stay():
+    b = Builder()
+    x = b.input("x", (2, 4))
+    sides = [b.op("pad", x=x, pad=p, mode="constant", constant_val=1.0) for p in ([0, 0, 4, 0], [0, 0, 0, 4])]
+    merged = merge_pads(b.function([b.op("add", x=sides[0], y=sides[1])]))
+    assert [op.kind for op in merged.ops].count("concat") == 0
+
+
+def test_scales_divide_out_and_maxima_are_those_of_the_values():
+    before = run(products())
+    function, plan = (lambda s: (s.function, s.scales))(scale_operands(products(), {"weight"}, [0, 1]))
+    factors = np.ones((plan.scale_rows, 1), np.float32)
+    exponents = [3, 0, -2, 4]  # x, weight (by the host), softmax's result, y
+    for operand, exponent in zip(plan.operands, exponents, strict=True):
+        if operand.row is not None:
+            factors[operand.row] = 2.0**exponent
+    factors[plan.products[0].inverse_row] = 2.0**-3
+    after = dict(zip([v.name for v in function.outputs], run(function, {SCALES: factors}), strict=True))
+    maxima = after.pop(MAXIMA).flatten()
+    mixed, weights = after.values()
+    torch.testing.assert_close(weights, before[1], rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(mixed / 2.0 ** (4 - 2), before[0], rtol=4e-3, atol=1e-3)
+    assert maxima[plan.products[1].maximum_row] == mixed.abs().max()
+    assert maxima[plan.operands[2].maximum_row] == weights.abs().max()
+    assert plan.operands[1].row is None
+    assert plan.result_rows == ()  # both results are covered: a product, and an operand reports itself
+
+
+def scaled(make, weights=(), checked=(0,)):
+    b = Builder()
+    return scale_operands(b.function(make(b)), set(weights), list(checked))
+
+
+def test_two_weights_multiplied_are_scaled_on_the_device():
+    found = scaled(
+        lambda b: [b.op("tanh", x=b.op("matmul", x=b.input("a", (3, 4)), y=b.input("b", (4, 3)), **MATMUL))], ("a", "b")
+    )
+    assert found.weight_operands == {}
+    assert [operand.row for operand in found.scales.operands] == [0, 1]
+
+
+def test_a_weight_read_by_another_operation_is_scaled_on_the_device():
+    def make(b):
+        x, w = b.input("x", (3, 4)), b.input("w", (4, 4))
+        return [b.op("add", x=b.op("matmul", x=x, y=w, **MATMUL), y=b.op("reduce_sum", x=w, axes=[0], keep_dims=True))]
+
+    assert scaled(make, ("w",)).weight_operands == {}
+
+
+def test_a_product_that_stays_on_the_device_carries_no_scales():
+    def make(b):
+        return [b.op("matmul", x=b.input("x", (3, 4)), y=b.input("y", (4, 3)), **MATMUL)]
+
+    assert scaled(make).output_products == {0: 0}
+    kept = scaled(make, checked=())
+    assert kept.output_products == {}
+    assert kept.scales.products == (Product(0, 1, 2, 2),)
+
+
+def test_a_function_without_products_has_maxima_only():
+    found = scaled(lambda b: [b.op("exp", x=b.input("x", (3, 4)))])
+    assert found.scales == ScalePlan((), (), (0,), 0, 1)
+    assert [v.name for v in found.function.inputs] == ["x"]
+
+
+def test_an_operand_shared_by_two_products_has_one_factor():
+    def make(b):
+        x, y = b.input("x", (4, 4)), b.input("y", (4, 4))
+        return [b.op("matmul", x=x, y=y, **MATMUL), b.op("matmul", x=y, y=x, **MATMUL)]
+
+    plan = scaled(make, checked=(0, 1)).scales
+    assert plan.operands == (Operand(0, 0), Operand(1, 1))
+    assert [(p.left, p.right) for p in plan.products] == [(0, 1), (1, 0)]
