@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import time
 
@@ -10,17 +11,24 @@ MEASUREMENTS = ("silicon", "gradients", "arithmetic", "bare_loop", "exact_matmul
 
 
 def main(names: list[str]) -> int:
-    """Run each measurement's ``main`` in turn."""
+    """Run each named measurement, or all; returns the exit code."""
     unknown = [n for n in names if n not in MEASUREMENTS]
     if unknown:
         print(f"unknown measurement '{unknown[0]}'; known: {', '.join(MEASUREMENTS)}", file=sys.stderr)
         return 2
-    for name in names or MEASUREMENTS:
-        start = time.monotonic()
-        print(f"== {name}", flush=True)
-        importlib.import_module(f"evidence.{name}").main()
-        print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
-    return 0
+    if len(names) == 1:
+        importlib.import_module(f"evidence.{names[0]}").main()
+        return 0
+    return max(_apart(name) for name in names or MEASUREMENTS)
+
+
+def _apart(name: str) -> int:
+    """Run one measurement in a process of its own, so that none finds what another left behind."""
+    start = time.monotonic()
+    print(f"== {name}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "evidence", name], check=False).returncode
+    print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ from pathlib import Path
 
 from evidence import record
 
-#: The end of the output that the README shows: samples and summary.
-SHOWN_LINES = 14
+
+def shown(output: str) -> list[str]:
+    """The lines of the run itself, without what make and pip print before it."""
+    lines = output.rstrip().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Training a tokenizer"))
+    return lines[start:]
 
 
 def main() -> None:
@@ -43,6 +47,6 @@ def main() -> None:
             "programs": run["programs"],
             "dispatches": run["dispatches"],
             "rescaled": run["rescaled"],
-            "output": done.stdout.rstrip().splitlines()[-SHOWN_LINES:],
+            "output": shown(done.stdout),
         },
     )

@@ -59,7 +59,8 @@ def test_attention_is_torch_s(case):
     found, wanted = attention(*inputs, **arguments), F.scaled_dot_product_attention(*inputs, **arguments)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     cotangent = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    for a, b in zip(torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(wanted, inputs, cotangent)):
+    gradients = [torch.autograd.grad(y, inputs, cotangent) for y in (found, wanted)]
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 

@@ -129,6 +129,16 @@ def test_pads_that_do_not_complement_each_other_stay(first, second):
         assert [op.kind for op in merged.ops].count("concat") == 0
 
 
+def test_pads_that_broadcast_against_each_other_stay():
+    b = Builder()
+    x, y = b.input("x", (2, 3)), b.input("y", (1, 5))
+    sides = [
+        b.op("pad", x=v, pad=p, mode="constant", constant_val=0.0) for v, p in ((x, [0, 0, 5, 0]), (y, [0, 0, 0, 3]))
+    ]
+    function = b.function([b.op("add", x=sides[0], y=sides[1])])
+    assert torch.equal(*run(function), *run(merge_pads(function)))
+
+
 def test_pads_with_another_fill_stay():
     b = Builder()
     x = b.input("x", (2, 4))

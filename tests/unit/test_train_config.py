@@ -99,3 +99,8 @@ def test_an_unknown_preset_lists_the_known():
 def test_what_transformers_refuses_is_a_user_error(change):
     with pytest.raises(UserError, match="transformers cannot build the model"):
         build_model({**PRESETS["tiny"].model, **change}, TOKENIZER, seed=0)
+
+
+def test_an_unknown_chip_is_named_before_anything_is_read():
+    with pytest.raises(UserError, match="unknown chip 'm9'; known: m4, m5"):
+        resolve("tiny", "no-such-file.txt", {"chip": "m9"})

@@ -95,7 +95,7 @@ def _lower_nodes(graph: Graph, low: Lowering) -> dict[Node, Any]:
 def _port(low: Lowering, node: Node) -> Any:
     val = node.meta["val"]
     if isinstance(val, (tuple, list)):
-        return tuple(low.builder.input(f"{node.name}_{i}", tuple(v.shape)) for i, v in enumerate(val))
+        return [None if v is None else low.builder.input(f"{node.name}_{i}", v.shape) for i, v in enumerate(val)]
     _check_tensor(node, val, low.chip)
     return low.builder.input(node.name, shape_of(node))
 

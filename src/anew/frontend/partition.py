@@ -37,10 +37,8 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     results = list(forward.graph.output_node().args[0])
     results, saved = results[:num_fwd_outputs], results[num_fwd_outputs:]
-    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]  # named otherwise than in the forward
-    replay = _Replay(
-        backward, dict(zip(saved, placeholders, strict=False)), first_cotangent=placeholders[len(saved)]
-    )
+    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
+    replay = _Replay(backward, dict(zip(saved, placeholders, strict=False)), first_cotangent=placeholders[len(saved)])
     for node in saved:
         if is_view(node):
             replay.replace(node)
@@ -96,6 +94,7 @@ class _Replay:
         if node not in self.placeholders:
             with self.graph.inserting_before(self.first_cotangent):
                 new = self.graph.placeholder(node.name)
+            pass  # the graph may have renamed it, and generated Python takes arguments by target
             new.meta = dict(node.meta)
             self.placeholders[node] = new
             self.added.append(node)

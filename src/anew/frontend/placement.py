@@ -86,8 +86,6 @@ def split(
     module: GraphModule, name: str, host: set[Node], kinds: Mapping[str, str], make: MakeSegment
 ) -> Callable[..., Any]:
     """Return a callable with the graph's signature that runs ``host`` in PyTorch and all else in programs."""
-    for placeholder in _placeholders(module):
-        placeholder.target = placeholder.name  # else the generated Python may assign one parameter over another
     cotangents = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     partitioner = CapabilityBasedPartitioner(module, _NotOn(host), allows_single_node_partition=True)
     partitions = [p for p in partitioner.propose_partitions() if not all(is_view(n) for n in p.nodes)]

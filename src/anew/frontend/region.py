@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
@@ -44,6 +45,7 @@ class Region:
     def compile(self) -> Compiled:
         """Return a callable with the captured graph's signature."""
         canonicalize(self.module)
+        functorch_config.donated_buffer = False  # or autograd refuses retain_graph=True, when it runs too
         compiled: Compiled = aot_module_simplified(
             self.module,
             list(self.example_inputs),

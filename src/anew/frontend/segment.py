@@ -24,7 +24,7 @@ from anew.plan import MAXIMA, SCALES, InputPort, Plan
 #: A value below minus this is a mask's "minus infinity", not a number to keep.
 MASK_MAGNITUDE = 1e30
 #: Largest exponent of a cotangent's scale: fp32 holds the factor and its inverse.
-LARGEST_COTANGENT = 100
+LARGEST_COTANGENT = 126
 BEYOND = f"beyond fp16's {FP16_MAX:.0f}; the engine computes in fp16 only"
 #: Runs that a call may take until its scales fit.
 ATTEMPTS = 16

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anew.chips import load_chip
 from anew.errors import UserError
 from anew.train.presets import PRESETS, Preset
 
@@ -106,6 +107,7 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--lr must be more than 0, not {config.lr}")
     if config.warmup > config.steps:
         raise UserError(f"--warmup {config.warmup} is longer than the run of {config.steps} steps")
+    load_chip(config.chip)  # raises for an unknown one
     longest = config.model.get("max_position_embeddings")
     if isinstance(longest, int) and config.seq_len > longest:
         raise UserError(f"--seq-len {config.seq_len} is longer than the {longest} positions of the model {config.name}")

@@ -28,15 +28,16 @@ def _halves(op: Op, pads: dict[Value, Op]) -> tuple[int, Value, Value] | None:
     """The axis and the two unpadded values in order, when ``op`` adds two complementary pads."""
     if op.kind != "add":
         return None
-    sides = [pads.get(v) for v in op.operands()]
-    if None in sides:
+    sides = [pads[v] for v in op.operands() if v in pads]
+    if len(sides) != 2 or sides[0].output.shape != sides[1].output.shape:
         return None
-    (_, axis_x, before_x, _), (_, axis_y, before_y, _) = spans = [_span(p) for p in sides if p is not None]
-    if axis_x is None or axis_x != axis_y:
+    spans = [_span(pad) for pad in sides]
+    axis = spans[0][1]
+    if axis is None or axis != spans[1][1]:
         return None
     first, second = sorted(spans, key=lambda span: span[2])
-    fits = first[2] == 0 and first[3] == second[0].shape[axis_x] and second[2] == first[0].shape[axis_x]
-    return (axis_x, first[0], second[0]) if fits and second[3] == 0 and before_x != before_y else None
+    fits = first[2] == 0 and first[3] == second[0].shape[axis] and second[2] == first[0].shape[axis]
+    return (axis, first[0], second[0]) if fits else None
 
 
 def _span(pad: Op) -> tuple[Value, int | None, int, int]:
