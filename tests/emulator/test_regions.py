@@ -342,6 +342,17 @@ def test_masks_of_minus_infinity_become_finite(low):
         assert (found - want).norm() < 5e-3 * want.norm()
 
 
+def test_a_row_that_sees_nothing_is_finite_whatever_its_scores():
+    net, x = Attention(), torch.full((6, 16), 8.0)
+    with torch.no_grad():
+        net.k.weight.copy_(-net.q.weight)
+        net.k.bias.copy_(-net.q.bias)  # every score is far below 0
+    mask = torch.full((6, 6), torch.finfo(torch.float32).min)
+    module = torch.compile(net, backend="anew", options={"strict": True}, dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, mask), net(x, mask), rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_masks_of_transformers(llama, implementation):
     """Left padding: rows that see nothing stay finite, and the others are those of PyTorch."""

@@ -87,6 +87,7 @@ def test_a_saved_view_is_replayed_from_what_it_looks_at(split):
     assert any(n.target == aten.t.default for n in backward.graph.nodes)
 
 
+@pytest.mark.filterwarnings("ignore::anew.frontend.placement.PlacementWarning")
 def test_a_tensor_saved_for_a_view_is_an_argument_of_its_own_name(split):
     """The backward has operations of the forward's names; generated Python must not mix up the two."""
     weight = nn.Parameter(torch.randn(6, 6))

@@ -94,7 +94,7 @@ class _Replay:
         if node not in self.placeholders:
             with self.graph.inserting_before(self.first_cotangent):
                 new = self.graph.placeholder(node.name)
-            pass  # the graph may have renamed it, and generated Python takes arguments by target
+            new.target = new.name  # the graph may have renamed it, and generated Python takes arguments by target
             new.meta = dict(node.meta)
             self.placeholders[node] = new
             self.added.append(node)
