@@ -32,9 +32,8 @@ ATTEMPTS = 16
 
 @dataclass
 class Statistics:
-    """Counts of one session: region calls, those repeated after calibration, and calibrating runs."""
+    """Counts of one session: region calls repeated after calibration, and calibrating runs."""
 
-    calls: int = 0
     rescaled: int = 0
     calibrations: int = 0
 
@@ -110,7 +109,6 @@ class Segment:
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
         """Run the program on the graph's arguments."""
-        self.statistics.calls += 1
         state = self.state(args)
         buffers, weights = self._upload(args)
         peak = self._cotangent_peak(args)

@@ -83,7 +83,7 @@ class _Fusion:
             operands.append(list(inverse.tensors())[1].name)
             result = inverse.output
         if report is None:
-            return Step(lambda *x: _product(raw, (), x), tuple(operands), (result.name,))
+            return Step(lambda *x: _product(raw, None, x), tuple(operands), (result.name,))
         self.done.update(report)
         shape = report[1].output.shape
         names = (result.name, report[1].output.name)
@@ -138,13 +138,13 @@ class _Fusion:
 
 
 def _product(
-    raw: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], x: tuple[Tensor, ...]
+    raw: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...] | None, x: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Sums, rounded and scaled back in one pass; with their maximum when ``shape`` says which it has."""
     left, right, *factor = x
     product = raw(left, right)
     largest = finish_product_(product, factor[0].item() if factor else None)
-    return (product, torch.full(shape, largest)) if shape else (product,)
+    return (product,) if shape is None else (product, torch.full(shape, largest))
 
 
 def _scaled(x: Tensor, factor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:

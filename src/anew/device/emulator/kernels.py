@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anew.device.emulator.conv import conv2d
 from anew.device.emulator.fused import FUSED, binary, fuses
-from anew.device.emulator.mac import matmul_exact, matmul_fast
+from anew.device.emulator.mac import matmul_exact
 from anew.device.emulator.reduce import narrow_sum
 from anew.device.emulator.rounding import round_elementwise_
 from anew.mil import Op, lookup
@@ -49,10 +49,6 @@ class Arithmetic:
         parameters = _parameters(op)
         product = matmul_exact if self.exact else torch.matmul
         return lambda x, y: product(*matmul_operands(x, y, **parameters)).contiguous()
-
-    def _matmul(self, x: Tensor, y: Tensor, transpose_x: bool, transpose_y: bool) -> Tensor:
-        product = matmul_exact if self.exact else matmul_fast
-        return product(*matmul_operands(x, y, transpose_x, transpose_y))
 
     def _conv(
         self,
