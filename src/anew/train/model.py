@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from anew.errors import UserError
@@ -62,7 +63,19 @@ def _caching(model: Any) -> Iterator[None]:
 
 
 def save_model(model: Any, tokenizer: Any, path: Path) -> None:
-    """Write model (safetensors) and tokenizer to a directory that appears whole or not at all."""
+    """Write model (safetensors) and tokenizer to a directory that appears whole or not at all.
+
+    Raises UserError when it cannot be written; a model that stood there before stays.
+    """
+    try:
+        _save_model(model, tokenizer, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write the model to {path}: {error}; free some space or choose another --out"
+        ) from error
+
+
+def _save_model(model: Any, tokenizer: Any, path: Path) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         with _caching(model):
