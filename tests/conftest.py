@@ -8,11 +8,11 @@ def fresh():
     """Forget what Dynamo and anew compiled before, so that counts start at zero."""
     import torch
 
-    from anew.frontend.backend import backend_for
+    from anew.frontend.backend import backend_in
     from anew.frontend.session import session_for
 
     torch._dynamo.reset()
-    backend_for.cache_clear()
+    backend_in.cache_clear()
     session_for.cache_clear()
 
 

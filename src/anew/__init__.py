@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from anew.errors import AnewError, UserError
 
 if TYPE_CHECKING:
+    from anew.frontend.explain import explain
     from anew.frontend.model import compile, statistics
 
 __version__ = metadata.version("anew")
-__all__ = ["AnewError", "UserError", "__version__", "compile", "statistics"]
+__all__ = ["AnewError", "UserError", "__version__", "compile", "explain", "statistics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from anew.frontend import model
 
         return getattr(model, name)
+    if name == "explain":
+        from anew.frontend.explain import explain
+
+        return explain
     raise AttributeError(f"module 'anew' has no attribute '{name}'")

@@ -29,9 +29,12 @@ class BufferPool:
 
     def lease(self, shape: tuple[int, ...]) -> Tensor:
         """Return an fp16 tensor of that shape, uninitialised, rows strided to ``row_bytes``."""
-        strides = self.strides(shape)
-        elements = shape[0] * strides[0] if len(shape) > 1 else self._pitch(shape)
-        return torch.from_numpy(self._block(elements)).as_strided(shape, strides)
+        elements = self.nbytes(shape) // _FP16_BYTES
+        return torch.from_numpy(self._block(elements)).as_strided(shape, self.strides(shape))
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes that a buffer of that shape takes."""
+        return _FP16_BYTES * (shape[0] * self.strides(shape)[0] if len(shape) > 1 else self._pitch(shape))
 
     def strides(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Strides, in elements, of a buffer of that shape."""

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from anew.frontend.options import Options
 from anew.frontend.region import Region
-from anew.frontend.session import session_for
+from anew.frontend.session import Session, session_for
 
 
 def anew(
@@ -21,13 +21,12 @@ def anew(
     Used by name: ``torch.compile(layer, backend="anew", options={"numerics": "exact"})``. Options are those of
     :class:`anew.frontend.options.Options`; an unknown one raises UserError.
     """
-    return backend_for(Options.parse(options or {}))(module, example_inputs)
+    return backend_in(session_for(Options.parse(options or {})))(module, example_inputs)
 
 
 @functools.cache
-def backend_for(options: Options) -> Callable[..., Any]:
-    """The backend of these options: one function, because Dynamo keeps what it compiled by backend."""
-    session = session_for(options)
+def backend_in(session: Session) -> Callable[..., Any]:
+    """The backend that compiles in a session: one function, because Dynamo keeps what it compiled by backend."""
 
     def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return Region(session, module, example_inputs).compile()

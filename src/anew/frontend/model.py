@@ -10,9 +10,9 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from anew.errors import AnewError, UserError
-from anew.frontend.backend import backend_for
+from anew.frontend.backend import backend_in
 from anew.frontend.options import Options
-from anew.frontend.session import Statistics, session_for
+from anew.frontend.session import Session, Statistics, session_for
 
 #: The options each model was compiled with, and the statistics of their session at that time.
 _compiled: weakref.WeakKeyDictionary[nn.Module, tuple[Options, Statistics]] = weakref.WeakKeyDictionary()
@@ -48,6 +48,15 @@ def compile(
     Raises UserError on an unknown option, a model without repeated layers, or parameters that are not float32.
     """
     options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling)
+    session = session_for(options)
+    before = session.statistics()
+    compile_in(model, session)
+    _compiled[model] = options, before
+    return model
+
+
+def compile_in(model: nn.Module, session: Session) -> nn.Module:
+    """Compile the repeated layers of a model in a session, in place; the checks are those of :func:`compile`."""
     layers = repeated_layers(model)
     _check_float32(layers)
     config: Any = getattr(model, "config", None)
@@ -57,10 +66,14 @@ def compile(
     limit = torch._dynamo.config
     limit.recompile_limit = max(limit.recompile_limit, RECOMPILES)
     for layer in layers:
-        layer.compile(backend=backend_for(options), fullgraph=True, dynamic=False)
+        layer.compile(backend=backend_in(session), fullgraph=True, dynamic=False)
         layer._compiled_call_impl = _own_errors(layer._compiled_call_impl)
-    _compiled[model] = options, session_for(options).statistics()
     return model
+
+
+def options_of(model: nn.Module) -> Options | None:
+    """The options a model was compiled with by :func:`compile`; None for any other model."""
+    return _compiled[model][0] if model in _compiled else None
 
 
 def _own_errors(call: Any) -> Any:

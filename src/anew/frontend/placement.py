@@ -19,6 +19,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from anew.compiler.compile import depends_on, why_not
 from anew.errors import AnewError
 from anew.frontend.partition import is_view
+from anew.frontend.recorder import node_flops
 
 
 class PlacementError(AnewError):
@@ -31,13 +32,17 @@ class PlacementWarning(UserWarning):
 
 @dataclass(frozen=True)
 class HostOperation:
-    """A graph node that runs on the host: where, what, and the rule that keeps it off the engine."""
+    """A graph node that runs on the host: where, what, and the rule that keeps it off the engine.
+
+    ``flops`` are those of a matmul or convolution, by PyTorch's formulas.
+    """
 
     region: str
     operation: str
     shape: tuple[int, ...]
     rule: str
     source: str
+    flops: int = 0
 
 
 MakeSegment = Callable[[GraphModule, str, Mapping[str, str]], Callable[[Sequence[Tensor]], list[Any]]]
@@ -50,7 +55,7 @@ def host_operations(module: GraphModule, name: str, chip: Any) -> dict[Node, Hos
         rule = why_not(node, chip) if node.op == "call_function" else None
         if rule is not None:
             shape = tuple(getattr(node.meta.get("val"), "shape", ()))
-            found[node] = HostOperation(name, str(node.target), shape, rule, _source(node))
+            found[node] = HostOperation(name, str(node.target), shape, rule, _source(node), node_flops(node))
     return found
 
 
@@ -84,8 +89,8 @@ def returned_views(module: GraphModule) -> set[Node]:
 
 def split(
     module: GraphModule, name: str, host: set[Node], kinds: Mapping[str, str], make: MakeSegment
-) -> Callable[..., Any]:
-    """Return a callable with the graph's signature that runs ``host`` in PyTorch and all else in programs."""
+) -> Callable[[Sequence[Tensor]], Any]:
+    """Return a callable of the graph's arguments that runs ``host`` in PyTorch and all else in programs."""
     cotangents = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     partitioner = CapabilityBasedPartitioner(module, _NotOn(host), allows_single_node_partition=True)
     partitions = [p for p in partitioner.propose_partitions() if not all(is_view(n) for n in p.nodes)]
@@ -106,7 +111,7 @@ def split(
         fused.set_submodule(str(node.target), _SegmentModule(segment, single=not _returns_tuple(sub)))
     expected = [n.meta["val"].dtype for n in _placeholders(fused)]
 
-    def call(*args: Tensor) -> Any:
+    def call(args: Sequence[Tensor]) -> Any:
         return fused(*[a.to(dtype) for a, dtype in zip(args, expected, strict=True)])
 
     return call

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
@@ -19,7 +18,8 @@ from anew.frontend.canonical import canonicalize
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, report, returned_views, split
 from anew.frontend.segment import Segment, WeightStore
-from anew.frontend.session import Session
+from anew.frontend.segment import Statistics as Counts
+from anew.frontend.session import CompiledGraph, Session
 from anew.plan import Plan
 
 Compiled = Callable[..., Any]
@@ -88,12 +88,13 @@ class Region:
         refused = host_operations(module, name, chip)
         report(list(refused.values()), strict=self.session.options.strict)
         self.session.host_operations.extend(refused.values())
+        self.session.graphs.append(CompiledGraph.of(module, name, set(refused)))
         host = {*refused, *returned_views(module)}
         if host:
-            return make_boxed_func(split(module, name, host, kinds, self._whole_segment))
+            return GraphCall(name, split(module, name, host, kinds, self._whole_segment), self.session.counts)
         count = len(module.graph.output_node().args[0])  # type: ignore[arg-type]
         saved = {i: first_saved is not None and i >= first_saved for i in range(count)}
-        return _boxed(self._segment(compile_graph(module, name, chip, kinds, saved)))
+        return GraphCall(name, self._segment(compile_graph(module, name, chip, kinds, saved)), self.session.counts)
 
     def _whole_segment(self, module: GraphModule, name: str, kinds: Mapping[str, str]) -> Segment:
         """A segment all of whose results the host reads."""
@@ -109,14 +110,20 @@ def _is_symbolic(x: Any) -> bool:
     return any(isinstance(n, torch.SymInt) for n in sizes)
 
 
-def _boxed(segment: Segment) -> Compiled:
-    """AOTAutograd hands boxed callables one list, which they may clear to free what it held."""
+class GraphCall:
+    """A compiled graph as AOTAutograd calls it: with one list, which is cleared to free what it held."""
 
-    def call(args: list[Tensor]) -> list[Tensor | None]:
+    _boxed_call = True
+
+    def __init__(self, name: str, run: Callable[[list[Tensor]], Any], counts: Counts) -> None:
+        self.name = name
+        self.run = run
+        self.counts = counts
+
+    def __call__(self, args: list[Tensor]) -> Any:
+        """Run the graph on its arguments."""
+        self.counts.calls[self.name] += 1
         taken = list(args)
         args.clear()
         with torch.no_grad():
-            return segment(taken)
-
-    call._boxed_call = True  # type: ignore[attr-defined]
-    return call
+            return self.run(taken)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,10 +33,17 @@ ATTEMPTS = 16
 
 @dataclass
 class Statistics:
-    """Counts of one session: region calls repeated after calibration, and calibrating runs."""
+    """Counts of one session.
+
+    Attributes:
+        rescaled: region calls repeated after calibration. calibrations: runs spent on first calls.
+        calls: calls of each compiled graph, by name. dispatches: runs of each program, by its plan's name.
+    """
 
     rescaled: int = 0
     calibrations: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    dispatches: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -188,6 +196,7 @@ class Segment:
             buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
             buffers[SCALES].copy_(torch.from_numpy(state.factors()))
         outputs = {port.name: lease(port.type.shape) for port in self.program.outputs}
+        self.statistics.dispatches[self.plan.name] += 1
         self.operation.bind(buffers | outputs)
         self.operation.execute()
         self.operation.release_bindings()

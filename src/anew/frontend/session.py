@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
+from torch.fx import GraphModule, Node
+
 from anew.device.base import Device
 from anew.frontend.options import Options
 from anew.frontend.placement import HostOperation
+from anew.frontend.recorder import node_flops
 from anew.frontend.segment import Statistics as Counts
 from anew.plan import Plan
 
@@ -46,6 +49,36 @@ class Statistics:
         )
 
 
+@dataclass(frozen=True)
+class CompiledGraph:
+    """What became of one graph's nodes.
+
+    Attributes:
+        name: as in messages, such as ``region 1 forward``.
+        engine: nodes that run on the engine. host: nodes that run on the host.
+        engine_flops, host_flops: their matmul and convolution flops, by PyTorch's own formulas.
+    """
+
+    name: str
+    engine: int
+    host: int
+    engine_flops: int
+    host_flops: int
+
+    @classmethod
+    def of(cls, module: GraphModule, name: str, host: set[Node]) -> CompiledGraph:
+        """Count a graph's nodes, views and the taking apart of tuples left out."""
+        nodes = [n for n in module.graph.nodes if n.op == "call_function" and not getattr(n.target, "is_view", True)]
+        flops = {n: node_flops(n) for n in nodes}
+        return cls(
+            name,
+            sum(n not in host for n in nodes),
+            sum(n in host for n in nodes),
+            sum(flops[n] for n in nodes if n not in host),
+            sum(flops[n] for n in nodes if n in host),
+        )
+
+
 class Session:
     """Shared by every region compiled with the same options."""
 
@@ -56,6 +89,7 @@ class Session:
         self.plans: list[Plan] = []
         self.regions = 0
         self.host_operations: list[HostOperation] = []
+        self.graphs: list[CompiledGraph] = []
 
     def name_region(self) -> str:
         """Return a name for the next region."""

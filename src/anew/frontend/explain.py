@@ -1,0 +1,212 @@
+"""``anew.explain(model, inputs)``: what of one training step runs on the engine, what on the host, and why.
+
+The step is run on a copy of the model and on the null device: everything is captured, compiled and bound as for the
+engine, host operations run, programs compute nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from anew.device.buffers import BufferPool
+from anew.errors import UserError
+from anew.frontend.model import compile_in, options_of
+from anew.frontend.options import Options
+from anew.frontend.placement import PlacementWarning
+from anew.frontend.recorder import HostRecorder
+from anew.frontend.region import GraphCall
+from anew.frontend.session import Session
+from anew.plan import Plan
+
+OUTSIDE = "outside every region"
+OUTSIDE_RULE = "not in a repeated layer"
+
+
+@dataclass(frozen=True)
+class ProgramUse:
+    """A program and its part in one step.
+
+    Attributes:
+        name: the region and direction it computes.
+        dispatches: how often it runs.
+        operations: MIL operations by kind.
+        flops: floating-point operations of one run.
+        bytes_in, weight_bytes, bytes_out: what one run reads from its activation and scale ports, what its weights take
+            (uploaded once a step and layer), what it writes; rows strided as the chip wants them.
+    """
+
+    name: str
+    dispatches: int
+    operations: dict[str, int]
+    flops: int
+    bytes_in: int
+    weight_bytes: int
+    bytes_out: int
+
+    @classmethod
+    def of(cls, plan: Plan, dispatches: int, pool: BufferPool) -> ProgramUse:
+        """The use of a plan's program whose buffers come from ``pool``."""
+
+        def taken(*shapes: tuple[int, ...]) -> int:
+            return sum(pool.nbytes(shape) for shape in shapes)
+
+        weights = [p.shape for p in plan.inputs if p.kind == "weight"]
+        others = [p.shape for p in plan.inputs if p.kind != "weight"] + _rows(plan.scales.scale_rows)
+        results = [p.shape for p in plan.outputs] + _rows(plan.scales.maxima_rows)
+        return cls(plan.name, dispatches, plan.operations, plan.flops, taken(*others), taken(*weights), taken(*results))
+
+
+def _rows(count: int) -> list[tuple[int, ...]]:
+    """The shape of a port with that many scales or maxima, if there is one."""
+    return [(count, 1)] if count else []
+
+
+@dataclass(frozen=True)
+class HostUse:
+    """An operation on the host and its part in one step.
+
+    Attributes:
+        where: the region and direction, or ``outside every region``.
+        operation, shape: the ATen operation and the shape of its result.
+        calls: how often it runs. flops: matmul and convolution flops of all its calls.
+        rule: what keeps it off the engine. source: the model's line.
+    """
+
+    where: str
+    operation: str
+    shape: tuple[int, ...]
+    calls: int
+    flops: int
+    rule: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One training step of a model, taken apart. ``str()`` gives a table, ``as_dict()`` the data.
+
+    Attributes:
+        chip: whose limits held.
+        regions: graphs captured.
+        programs: each program's part in the step.
+        host: each host operation's part, the dearest first.
+        engine_operations, host_operations: ATen operations of the step by where they run, views not counted.
+        engine_flops, host_flops: matmul and convolution flops of the step by where they run.
+    """
+
+    chip: str
+    regions: int
+    programs: tuple[ProgramUse, ...]
+    host: tuple[HostUse, ...]
+    engine_operations: int
+    host_operations: int
+    engine_flops: int
+    host_flops: int
+
+    @property
+    def dispatches(self) -> int:
+        """Programs run in a step."""
+        return sum(p.dispatches for p in self.programs)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that pass the boundary in a step, both ways, weights counted for each run that reads them."""
+        return sum(p.dispatches * (p.bytes_in + p.weight_bytes + p.bytes_out) for p in self.programs)
+
+    @property
+    def coverage(self) -> float:
+        """Part of the step's matmul and convolution flops that run on the engine, 0 to 1."""
+        return _part(self.engine_flops, self.host_flops)
+
+    @property
+    def coverage_by_count(self) -> float:
+        """Part of the step's operations that run on the engine, 0 to 1."""
+        return _part(self.engine_operations, self.host_operations)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        derived = ("dispatches", "bytes_moved", "coverage", "coverage_by_count")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def __str__(self) -> str:
+        from anew.frontend.explain_table import table
+
+        return table(self)
+
+
+def _part(engine: int, host: int) -> float:
+    return engine / (engine + host) if engine + host else 0.0
+
+
+def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explanation:
+    """Explain one training step (forward and backward) of a model.
+
+    Args:
+        model: any module; compiled by :func:`anew.compile` or not. It is copied and stays as it is.
+        inputs: what the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
+            The step differentiates the result's ``loss`` if it has one, otherwise the sum of its float tensors.
+        chip: whose limits hold; that of the compiled model, or ``m4``.
+
+    Raises UserError when a model's result has nothing to differentiate, and whatever the model itself raises.
+    """
+    options = options_of(model) or Options()
+    session = Session(replace(options, device="null", strict=False, chip=chip or options.chip))
+    net = compile_in(copy.deepcopy(getattr(model, "_orig_mod", model)), session)
+    recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore", PlacementWarning)  # every one of them is a row of the result
+        _step(net, inputs)
+        before = copy.deepcopy(session.counts)
+        with recorder:
+            _step(net, inputs)
+    calls, dispatches = session.counts.calls - before.calls, session.counts.dispatches - before.dispatches
+    host = [*_outside(recorder), *_refused(session, calls)]
+    return Explanation(
+        chip=session.device.chip.name,
+        regions=session.regions,
+        programs=tuple(ProgramUse.of(p, dispatches[p.name], session.device.buffers) for p in session.plans),
+        host=tuple(sorted(host, key=lambda use: (-use.flops, -use.calls * math.prod(use.shape)))),
+        engine_operations=sum(calls[g.name] * g.engine for g in session.graphs),
+        host_operations=sum(use.calls for use in host),
+        engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),
+        host_flops=sum(use.flops for use in host),
+    )
+
+
+def _outside(recorder: HostRecorder) -> list[HostUse]:
+    return [
+        HostUse(OUTSIDE, call.operation, call.shape, calls, recorder.flops[call], OUTSIDE_RULE, call.source)
+        for call, calls in recorder.calls.items()
+    ]
+
+
+def _refused(session: Session, calls: Counter[str]) -> list[HostUse]:
+    return [
+        HostUse(h.region, h.operation, h.shape, calls[h.region], calls[h.region] * h.flops, h.rule, h.source)
+        for h in session.host_operations
+    ]
+
+
+def _step(net: nn.Module, inputs: Any) -> None:
+    """One training step; its gradients are dropped."""
+    if isinstance(inputs, Mapping):
+        result = net(**inputs)
+    else:
+        result = net(*inputs) if isinstance(inputs, (tuple, list)) else net(inputs)
+    loss = getattr(result, "loss", None)
+    found = [loss] if isinstance(loss, Tensor) else [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+    wanted = [x.sum() for x in found if x.requires_grad]
+    if not wanted:
+        raise UserError("nothing in this model's result depends on a parameter; there is no training step to explain")
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    torch.autograd.grad(wanted, parameters, allow_unused=True)
