@@ -7,7 +7,17 @@ import subprocess
 import sys
 import time
 
-MEASUREMENTS = ("silicon", "gradients", "arithmetic", "bare_loop", "exact_matmul", "step_time", "stories110m", "demo")
+MEASUREMENTS = (
+    "silicon",
+    "gradients",
+    "arithmetic",
+    "bare_loop",
+    "exact_matmul",
+    "step_time",
+    "host_overhead",
+    "stories110m",
+    "demo",
+)
 
 
 def main(names: list[str]) -> int:
