@@ -1,11 +1,13 @@
 """What the host adds to a region call, and what capture costs, on a device that computes nothing.
 
-Two widths: at 32 the host's own work shows, at 288 (stories15m) also the conversions between fp32 and fp16. Compile time
-is that of the first training step less the median of later ones; it and the program count must not grow with depth.
+Two widths: at 32 the host's own work shows, at 288 (stories15m) also the conversions between fp32 and fp16. Compile
+time is that of the first training step less the median of later ones; it and the program count must not grow with
+depth.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from typing import Any
@@ -48,6 +50,7 @@ def measure_depth(layers: int, width: int) -> dict[str, Any]:
     torch._dynamo.reset()
     backend_in.cache_clear()
     session_for.cache_clear()
+    gc.collect()  # the memory of the model before
     tokens = torch.randint(0, 64, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     nets = {depth: anew.compile(model(depth, width), device="null", strict=True) for depth in (layers, 1)}
     first = {depth: sum(step(net, tokens)) for depth, net in nets.items()}  # the second finds all compiled
