@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import anew
+from anew.compiler.lowering import TABLE
 from anew.frontend.placement import PlacementError, PlacementWarning
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -153,3 +154,18 @@ def test_gpt2_runs_with_its_layer_norms_on_the_host():
     with pytest.warns(PlacementWarning, match="native_layer_norm"):
         found = losses_gradients(anew.compile(make(), device="emulator"))
     close(found, losses_gradients(make().double()), tolerance=1e-2)
+
+
+def test_a_view_of_a_cotangent_that_two_programs_read_is_scaled_in_both(monkeypatch):
+    """The second program's port for it is a result of the first, under another name."""
+    for operation in (torch.ops.aten.relu.default, torch.ops.aten.threshold_backward.default):
+        monkeypatch.delitem(TABLE, operation, raising=False)
+
+    def function(x):
+        return torch.relu(x) @ x
+
+    x = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(function, backend="anew", dynamic=False)
+    with pytest.warns(PlacementWarning):
+        found = gradients(compiled, x)
+    close(found, gradients(function, x.double()))

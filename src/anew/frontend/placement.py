@@ -45,6 +45,9 @@ class HostOperation:
     flops: int = 0
 
 
+#: Metadata key: whether a value is linear in the cotangents.
+_LINEAR = "anew_linear"
+
 MakeSegment = Callable[[GraphModule, str, Mapping[str, str]], Callable[[Sequence[Tensor]], list[Any]]]
 
 
@@ -92,6 +95,8 @@ def split(
 ) -> Callable[[Sequence[Tensor]], Any]:
     """Return a callable of the graph's arguments that runs ``host`` in PyTorch and all else in programs."""
     cotangents = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
+    for node in module.graph.nodes:  # in the metadata, as fusing renames nodes
+        node.meta[_LINEAR] = node.name in cotangents
     partitioner = CapabilityBasedPartitioner(module, _NotOn(host), allows_single_node_partition=True)
     partitions = [p for p in partitioner.propose_partitions() if not all(is_view(n) for n in p.nodes)]
     fused = partitioner.fuse_partitions(partitions)
@@ -103,7 +108,7 @@ def split(
         inner: dict[str, str] = {}
         for placeholder, argument in zip(_placeholders(sub), node.args, strict=True):
             placeholder.meta = dict(argument.meta)
-            if placeholder.name in cotangents:  # named as in the whole graph; the argument may be a program's result
+            if argument.meta[_LINEAR]:
                 inner[placeholder.name] = "cotangent"
             elif kinds.get(placeholder.name) == "weight":
                 inner[placeholder.name] = "weight"
