@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anew.mil import BlobReader, BlobWriter, MilError
 from anew.mil.blob import BLOB_CODES
-from anew.mil.types import numpy_dtype
+from anew.mil.types import ELEMENT_BITS, numpy_dtype
 
 #: coremltools' name of an element type; it takes fp16 as the bit patterns.
 THEIRS = {dtype: {"fp16": "fp16", "fp32": "float"}.get(dtype, dtype) for dtype in BLOB_CODES}
@@ -29,12 +29,20 @@ def write_theirs(path, arrays):
 
 def write_ours(arrays):
     writer = BlobWriter()
-    return [writer.add(array) for _, array in arrays], writer.to_bytes()
+    return [writer.add(array, dtype) for dtype, array in arrays], writer.to_bytes()
 
 
 def sample(dtype, *shape):
     rng = np.random.default_rng(len(dtype) + sum(shape))
-    return dtype, rng.integers(0, 100, shape).astype(numpy_dtype(dtype))
+    return dtype, fitting(rng.integers(0, 100, shape), dtype)
+
+
+def fitting(numbers, dtype):
+    """The numbers as the type holds them; of one narrower than a byte only as many bits as it has."""
+    bits = ELEMENT_BITS[dtype]
+    if bits < 8:
+        numbers = numbers % 2**bits - (2 ** (bits - 1) if dtype == "int4" else 0)
+    return numbers.astype(numpy_dtype(dtype))
 
 
 SETS = {
@@ -61,8 +69,14 @@ def test_coremltools_reads_ours(tmp_path, arrays):
         assert read.tobytes() == array.tobytes()
 
 
+def any_bits(dtype, data):
+    if ELEMENT_BITS[dtype] < 8:
+        return fitting(np.frombuffer(data, np.uint8).astype(int), dtype)
+    return np.frombuffer(data[: len(data) // 4 * 4], numpy_dtype(dtype))
+
+
 _bits = st.tuples(st.sampled_from(sorted(BLOB_CODES)), st.binary(min_size=8, max_size=200)).map(
-    lambda t: (t[0], np.frombuffer(t[1][: len(t[1]) // 4 * 4], numpy_dtype(t[0])))
+    lambda t: (t[0], any_bits(*t))
 )
 
 

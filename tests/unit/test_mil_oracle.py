@@ -11,7 +11,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, types
 
-from anew.mil import OPS, MilError, TensorType, Value, infer_type
+from anew.mil import OPS, MilError, TensorType, Value, infer_types
 from anew.mil.types import numpy_dtype
 
 #: Operations that coremltools infers but does not fold: their meaning has no oracle here.
@@ -179,8 +179,8 @@ def folded(kind, arrays, params):
         return getattr(mb, kind)(**arrays, **their_params(params, "fp32")).val
 
 
-def our_type(kind, shapes, params, dtype):
-    return infer_type(OPS[kind], {**each(shapes, lambda s: Value("v", TensorType(dtype, s))), **params})
+def our_types(kind, shapes, params, dtype):
+    return infer_types(OPS[kind], {**each(shapes, lambda s: Value("v", TensorType(dtype, s))), **params})
 
 
 def test_every_operation_has_a_case():
@@ -192,8 +192,9 @@ def test_every_operation_has_a_case():
 @pytest.mark.parametrize(("kind", "shapes", "params"), ALL)
 def test_type(kind, shapes, params, dtype):
     theirs = built(kind, shapes, params, dtype)
-    ours = our_type(kind, shapes, params, dtype)
-    assert (MIL_TYPES[ours.dtype], ours.shape) == (theirs.dtype, tuple(theirs.shape))
+    ours = our_types(kind, shapes, params, dtype)
+    for our, their in zip(ours, theirs if isinstance(theirs, (tuple, list)) else [theirs], strict=True):
+        assert (MIL_TYPES[our.dtype], our.shape) == (their.dtype, tuple(their.shape))
 
 
 #: Operations whose sample operands must be positive.
@@ -251,7 +252,7 @@ REFUSED = [
 @pytest.mark.parametrize(("kind", "shapes", "params"), REFUSED)
 def test_refused(kind, shapes, params):
     with pytest.raises(MilError):
-        our_type(kind, shapes, params, "fp16")
+        our_types(kind, shapes, params, "fp16")
     with pytest.raises((ValueError, IndexError, TypeError, NotImplementedError)):
         built(kind, shapes, params, "fp16")
 
@@ -268,7 +269,7 @@ def test_refused(kind, shapes, params):
 def test_refused_although_coremltools_infers_a_type(kind, shapes, params):
     built(kind, shapes, params, "fp16")
     with pytest.raises(MilError):
-        our_type(kind, shapes, params, "fp16")
+        our_types(kind, shapes, params, "fp16")
 
 
 def test_operands_of_two_types_are_refused():
@@ -280,4 +281,4 @@ def test_operands_of_two_types_are_refused():
         ("conv", {"x": x, "weight": y, **conv((), ())[1]}),
     ]:
         with pytest.raises(MilError, match="cast"):
-            infer_type(OPS[kind], operands)
+            infer_types(OPS[kind], operands)

@@ -15,7 +15,7 @@ from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
-from anew.mil import Function, MilError, Op, Program, Value, lookup, print_program
+from anew.mil import Function, MilError, Op, Program, Value, lookup, print_program, rule_operands
 from anew.plan import InputPort, OutputPort, Plan
 
 
@@ -221,15 +221,8 @@ def _input_ports(graph: Graph, scaled: Scaled, kinds: Mapping[str, str]) -> tupl
 def _flops(function: Function) -> int:
     total = 0
     for op in function.ops:
-        if op.kind == "const":
+        if op.constant:
             continue
         definition = lookup(op.kind)
-        operands: dict[str, Any] = {}
-        for param in definition.params:
-            given = op.inputs[param.name]
-            if isinstance(given, tuple):
-                operands[param.name] = tuple(v.type for v in given)
-            else:
-                operands[param.name] = given.const if param.kind == "const" else given.type
-        total += definition.flops(op.output.type, **operands)
+        total += definition.flops(op.outputs[0].type, **rule_operands(definition, op.inputs))
     return total

@@ -17,7 +17,7 @@ from torch import Tensor
 from anew.chips import Chip
 from anew.device.buffers import BufferPool
 from anew.errors import AnewError
-from anew.mil import TensorType
+from anew.mil import TensorType, Weights
 
 
 class DeviceError(AnewError):
@@ -114,10 +114,11 @@ class Device(ABC):
     def __post_init__(self) -> None:
         self.buffers = BufferPool(self.chip.row_bytes)
 
-    def compile(self, text: str, weights: bytes) -> LoadedProgram:
-        """Compile MIL text and its weight blob.
+    def compile(self, text: str, weights: Weights, function: str | None = None) -> LoadedProgram:
+        """Compile one function of MIL text, with its weights: one file, or several by the path the text gives each.
 
-        Raises DeviceError when a budget of the chip is spent, MilError when the text is refused.
+        ``function`` defaults to ``main`` or the only one there is. Raises DeviceError when a budget of the chip is
+        spent, MilError when the text is refused or has no such function.
         """
         if self.statistics.programs >= self.chip.loaded_programs:
             raise DeviceError(
@@ -126,9 +127,9 @@ class Device(ABC):
                 "use fewer shapes or release a compiled model",
             )
         self.statistics.compiles += 1
-        program = self._compile(text, weights)
+        program = self._compile(text, weights, function)
         self.statistics.programs += 1
         return program
 
     @abstractmethod
-    def _compile(self, text: str, weights: bytes) -> LoadedProgram: ...
+    def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram: ...

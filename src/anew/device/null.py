@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anew.device.base import Device, LoadedProgram, Operation, Port
-from anew.mil import parse_program
+from anew.mil import Weights, parse_program
 
 
 class NullDevice(Device):
@@ -11,10 +11,10 @@ class NullDevice(Device):
 
     name = "null"
 
-    def _compile(self, text: str, weights: bytes) -> LoadedProgram:
-        main = parse_program(text, weights).main
+    def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
+        entry = parse_program(text, weights).function(function)
         return NullProgram(
-            self, [Port(v.name, v.type) for v in main.inputs], [Port(v.name, v.type) for v in main.outputs]
+            self, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
 
 

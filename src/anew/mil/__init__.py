@@ -5,8 +5,8 @@ MIL is the text that the engine's compiler takes. A :class:`Program` is built wi
 """
 
 import anew.mil.ops  # noqa: F401  (fills the table of operations)
-from anew.mil.blob import BlobReader, BlobWriter
-from anew.mil.builder import Builder, infer_type
+from anew.mil.blob import BlobReader, BlobWriter, Weights
+from anew.mil.builder import Builder, infer_types, rule_operands
 from anew.mil.ops.registry import OPS, MilError, OpDef, lookup
 from anew.mil.parser import parse_program
 from anew.mil.printer import print_program
@@ -25,8 +25,10 @@ __all__ = [
     "Program",
     "TensorType",
     "Value",
-    "infer_type",
+    "Weights",
+    "infer_types",
     "lookup",
     "parse_program",
     "print_program",
+    "rule_operands",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,20 @@ from anew.mil.program import Function, Op, Operand, Program, Value
 from anew.mil.types import TensorType, numpy_dtype
 
 
-def infer_type(definition: OpDef, inputs: Mapping[str, Operand]) -> TensorType:
-    """Apply an operation's type rule to its operands; raises MilError when they do not fit."""
-    operands: dict[str, Any] = {}
-    for param in definition.params:
-        operand = inputs[param.name] if param.name in inputs else _missing(definition, param)
-        operands[param.name] = _rule_operand(definition, param, operand)
-    return definition.infer(**operands)
+def infer_types(definition: OpDef, inputs: Mapping[str, Operand]) -> tuple[TensorType, ...]:
+    """Return the types of an operation's results by its type rule; raises MilError when the operands do not fit."""
+    inferred = definition.infer(**rule_operands(definition, inputs))
+    return inferred if isinstance(inferred, tuple) else (inferred,)
+
+
+def rule_operands(definition: OpDef, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return operands as type rules take them: types of tensors, Python values of compile-time parameters."""
+    return {
+        param.name: _rule_operand(definition, param, inputs[param.name])
+        if inputs.get(param.name) is not None
+        else _missing(definition, param)
+        for param in definition.params
+    }
 
 
 def _missing(definition: OpDef, param: Param) -> Any:
@@ -32,9 +39,11 @@ def _rule_operand(definition: OpDef, param: Param, operand: Any) -> Any:
         if not isinstance(operand, tuple) or not operand:
             raise MilError(f"{definition.name}: '{param.name}' takes a tuple of values")
         return tuple(v.type for v in operand)
-    if param.kind == "tensor":
+    if param.is_tensor:
         if not isinstance(operand, Value):
             raise MilError(f"{definition.name}: '{param.name}' takes one value")
+        if param.kind == "constant" and not operand.constant:
+            raise MilError(f"{definition.name}: '{param.name}' must be a constant, not {operand!r}")
         return operand.type
     if isinstance(operand, Value):
         if operand.const is None:
@@ -99,6 +108,11 @@ class Builder:
 
     def op(self, kind: str, hint: str | None = None, **operands: Any) -> Value:
         """Append an operation and return the value it defines; raises MilError when the operands do not fit."""
+        (value,) = self.results(kind, hint, **operands)
+        return value
+
+    def results(self, kind: str, hint: str | None = None, **operands: Any) -> tuple[Value, ...]:
+        """Append an operation and return the values it defines, one or, as of ``split``, several."""
         definition = lookup(kind)
         unknown = set(operands) - {p.name for p in definition.params}
         if unknown:
@@ -106,10 +120,13 @@ class Builder:
         inputs: dict[str, Operand] = {}
         for param in definition.params:
             given = operands[param.name] if param.name in operands else _missing(definition, param)
-            inputs[param.name] = self._operand(param, given)
-        result = Value(self.fresh(hint or kind), infer_type(definition, inputs))
-        self._append(Op(kind, inputs, [result]))
-        return result
+            if given is not None:
+                inputs[param.name] = self._operand(param, given)
+        types = infer_types(definition, inputs)
+        constexpr = definition.family == "constexpr"
+        values = tuple(Value(self.fresh(hint or kind), type, constexpr=constexpr) for type in types)
+        self._append(Op(kind, inputs, list(values)))
+        return values
 
     def producer(self, value: Value) -> Op | None:
         """Return the operation that defines a value; None for an input."""
@@ -124,13 +141,9 @@ class Builder:
             return given
         if param.kind == "tensors":
             return tuple(given)
-        if param.kind == "tensor" or param.type == "fp16":
+        if param.is_tensor or param.type == "fp16":
             return self.scalar(float(given))
-        if param.type == "int32[]":
-            payload = tuple(int(n) for n in given)
-            return self.constant(payload, TensorType("int32", (len(payload),)))
-        convert = {"int32": int, "bool": bool, "string": str}[param.type]
-        return self.constant(convert(given), TensorType(param.type))
+        return self.constant(*const_payload(param.type, given))
 
     def function(self, outputs: Sequence[Value], name: str = "main") -> Function:
         """Close the function with its results."""
@@ -140,6 +153,16 @@ class Builder:
         """Close the function and wrap it into a program of that one function."""
         function = self.function(outputs)
         return Program({function.name: function})
+
+
+def const_payload(type: str, given: Any) -> tuple[Any, TensorType]:
+    """Return a compile-time parameter's payload and type: a tuple for ``int32[]``, an array for any other list."""
+    element = type.removesuffix("[]")
+    if element == type:
+        convert: Callable[[Any], Any] = {"int32": int, "bool": bool, "string": str}[element]
+        return convert(given), TensorType(element)
+    payload: Any = tuple(int(n) for n in given) if element == "int32" else np.array(given, numpy_dtype(element))
+    return payload, TensorType(element, (len(payload),))
 
 
 def _constant_hint(payload: Any, type: TensorType) -> str:

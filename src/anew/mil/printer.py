@@ -1,7 +1,8 @@
 """Print a program as MIL text and a weight blob.
 
 The text holds every constant as a named ``const`` operation with an explicit type. Floats are hexadecimal, so that the
-text carries them exactly; larger constant tensors go to the blob.
+text carries them exactly; larger constant tensors go to the blob. The older ``constexpr_*`` operations hold their
+constants in brackets instead, as compilers want it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numpy as np
 
 from anew.mil.blob import BLOB_CODES, BlobWriter
 from anew.mil.lexer import is_name
-from anew.mil.ops.registry import MilError
+from anew.mil.ops.registry import MilError, lookup
 from anew.mil.program import Function, Op, Operand, Program, Value
-from anew.mil.types import ELEMENT_BYTES, TensorType, numpy_dtype
+from anew.mil.types import ELEMENT_BITS, TensorType, is_float, to_array
 
 #: Where the text looks for the blob: the file ``weights.bin`` beside it.
 WEIGHTS_PATH = "@model_path/weights.bin"
@@ -23,8 +24,7 @@ WEIGHTS_PATH = "@model_path/weights.bin"
 #: A constant tensor with more elements than this goes to the blob (the threshold of coremltools).
 INLINE_ELEMENTS = 10
 
-_RESERVED = frozenset({"program", "func", "tensor", "dict", "const", "true", "false", "inf", "nan", *ELEMENT_BYTES})
-_FLOATS = ("fp16", "fp32")
+_RESERVED = frozenset({"program", "func", "tensor", "dict", "const", "true", "false", "inf", "nan", *ELEMENT_BITS})
 
 
 def print_program(program: Program, weights_path: str = WEIGHTS_PATH) -> tuple[str, bytes]:
@@ -48,16 +48,27 @@ class _Printer:
     def function(self, function: Function) -> list[str]:
         inputs = ", ".join(f"{v.type} {_name(v)}" for v in function.inputs)
         head = f"    func {function.name}<{function.target}>({inputs}) {{"
-        return [head, *(f"        {self._op(op)}" for op in function.ops), f"    }} -> ({_names(function.outputs)});"]
+        named = _named(function)
+        lines = [f"        {self._op(op)}" for op in function.ops if op.kind != "const" or op.output in named]
+        return [head, *lines, f"    }} -> ({_names(function.outputs)});"]
 
     def _op(self, op: Op) -> str:
-        value = op.output
-        attributes = [f'name = string("{_name(value)}")']
+        results = ", ".join(f"{v.type} {_name(v)}" for v in op.outputs)
+        attributes = [f'name = string("{op.outputs[0].name}")']
+        inputs = ""
         if op.kind == "const":
-            attributes.append(f"val = {self._constant(value.name, value.type, value.const)}")
+            attributes.append(f"val = {self._constant(op.output.name, op.output.type, op.output.const)}")
+        elif _bracketed(op):
+            attributes += [f"{key} = {self._inline(op, key, x)}" for key, x in op.inputs.items()]
+        else:
+            inputs = ", ".join(f"{key} = {_operand(x)}" for key, x in op.inputs.items())
         attributes += [f"{key} = {self._constant(key, *item)}" for key, item in op.attributes.items()]
-        inputs = ", ".join(f"{key} = {_operand(x)}" for key, x in op.inputs.items())
-        return f"{value.type} {value.name} = {op.kind}({inputs})[{', '.join(attributes)}];"
+        return f"{results} = {op.kind}({inputs})[{', '.join(attributes)}];"
+
+    def _inline(self, op: Op, parameter: str, operand: Operand) -> str:
+        if isinstance(operand, tuple) or operand.const is None:
+            raise MilError(f"{op.kind}: MIL text holds '{parameter}' in brackets, so it must be a constant")
+        return self._constant(operand.name, operand.type, operand.const)
 
     def _constant(self, name: str, type: TensorType, payload: Any) -> str:
         if type.dtype == "string":
@@ -66,9 +77,20 @@ class _Printer:
         if not type.shape:
             return f"{type}({_number(type.dtype, array.item())})"
         if _in_blob(type):
-            offset = self.writer.add(array)
+            offset = self.writer.add(array, type.dtype)
             return f"{type}(BLOBFILE(path = string({self._path}), offset = uint64({offset})))"
         return f"{type}([{', '.join(_number(type.dtype, x) for x in array.ravel().tolist())}])"
+
+
+def _bracketed(op: Op) -> bool:
+    return op.kind != "const" and lookup(op.kind).bracketed_by in op.inputs
+
+
+def _named(function: Function) -> set[Value]:
+    """The constants that need a line of their own: all but those that stand in brackets only."""
+    inline = {v for op in function.ops if _bracketed(op) for v in op.operands()}
+    elsewhere = {v for op in function.ops if not _bracketed(op) for v in op.operands()}
+    return set(function.constants()) - (inline - elsewhere - set(function.outputs))
 
 
 def _in_blob(type: TensorType) -> bool:
@@ -78,9 +100,8 @@ def _in_blob(type: TensorType) -> bool:
 
 def _array(name: str, type: TensorType, payload: Any) -> np.ndarray:
     try:
-        with np.errstate(over="raise"):
-            array = np.asarray(payload, numpy_dtype(type.dtype))
-    except (OverflowError, FloatingPointError, TypeError, ValueError):
+        array = to_array(payload, type.dtype)
+    except (OverflowError, TypeError, ValueError):
         raise MilError(f"constant '{name}': {type} cannot hold {payload!r}") from None
     if array.shape != type.shape:
         raise MilError(f"constant '{name}' is {type}, but its value has shape {list(array.shape)}")
@@ -90,7 +111,7 @@ def _array(name: str, type: TensorType, payload: Any) -> np.ndarray:
 def _number(dtype: str, x: Any) -> str:
     if dtype == "bool":
         return "true" if x else "false"
-    if dtype not in _FLOATS:
+    if not is_float(dtype):
         return str(x)
     mantissa, p, exponent = float(x).hex().partition("p")
     return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + p + exponent

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from anew.mil.ops.registry import lookup
+from anew.mil.ops.registry import MilError, lookup
 from anew.mil.types import TensorType
 
 #: What the engine's compiler is told about who wrote the program (versions that macOS 26 accepts; ANEForge 0.4.0).
@@ -15,11 +15,16 @@ BUILD_INFO = {"coremlc-component-MIL": "3520.4.1", "coremlc-version": "3520.5.1"
 
 @dataclass(eq=False)
 class Value:
-    """One SSA value. ``const`` holds a constant's payload: a Python scalar, string, tuple or numpy array."""
+    """One SSA value. ``const`` holds a constant's payload: a Python scalar, string, tuple or numpy array.
+
+    ``constexpr`` marks the result of a ``constexpr_*`` operation: a constant whose payload is computed when a device
+    compiles the program.
+    """
 
     name: str
     type: TensorType
     const: Any = None
+    constexpr: bool = False
 
     def __repr__(self) -> str:
         return f"{self.type} {self.name}"
@@ -29,6 +34,11 @@ class Value:
         """The static shape."""
         return self.type.shape
 
+    @property
+    def constant(self) -> bool:
+        """Whether the value is known when compiling."""
+        return self.const is not None or self.constexpr
+
 
 Operand = Value | tuple[Value, ...]
 
@@ -37,8 +47,8 @@ Operand = Value | tuple[Value, ...]
 class Op:
     """One operation: its kind, operands by parameter name, and the values it defines.
 
-    ``attributes`` are the bracketed ones of MIL text except ``name`` and ``val``
-    (``constexpr_*`` operations carry their payload there).
+    ``attributes`` are those in the brackets of MIL text that anew gives no meaning. ``name``, a constant's ``val`` and
+    what brackets give the parameters of a ``constexpr_*`` operation are not among them.
     """
 
     kind: str
@@ -68,6 +78,11 @@ class Op:
         (value,) = self.outputs
         return value
 
+    @property
+    def constant(self) -> bool:
+        """Whether the operation is done when compiling: ``const`` and ``constexpr_*``."""
+        return all(value.constant for value in self.outputs)
+
 
 @dataclass(eq=False)
 class Function:
@@ -94,5 +109,17 @@ class Program:
 
     @property
     def main(self) -> Function:
-        """The function ``main``."""
-        return self.functions["main"]
+        """The function ``main``; raises MilError when there is none."""
+        return self.function("main")
+
+    def function(self, name: str | None = None) -> Function:
+        """Return the function of a name; without one ``main``, or the only function whatever its name.
+
+        Raises MilError when there is none, or when several could be meant.
+        """
+        if name is None:
+            name = next(iter(self.functions)) if len(self.functions) == 1 else "main"
+        if name not in self.functions:
+            known = ", ".join(self.functions) or "none"
+            raise MilError(f"the program has no function '{name}'; it has {known}")
+        return self.functions[name]

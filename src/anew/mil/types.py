@@ -4,39 +4,85 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-#: Every element type MIL text names here, with its size in bytes (strings have none).
-ELEMENT_BYTES: dict[str, int] = {
-    "fp16": 2,
-    "fp32": 4,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "int32": 4,
-    "uint64": 8,
-    "bool": 1,
+#: Every element type that MIL text names here, with its size in bits (strings have none).
+ELEMENT_BITS: dict[str, int] = {
+    "fp16": 16,
+    "fp32": 32,
+    "int4": 4,
+    "int8": 8,
+    "int16": 16,
+    "int32": 32,
+    "uint1": 1,
+    "uint2": 2,
+    "uint3": 3,
+    "uint4": 4,
+    "uint6": 6,
+    "uint8": 8,
+    "uint16": 16,
+    "uint32": 32,
+    "uint64": 64,
+    "bool": 8,
     "string": 0,
 }
 
 _NUMPY: dict[str, type] = {
     "fp16": np.float16,
     "fp32": np.float32,
+    "int4": np.int8,
     "int8": np.int8,
-    "uint8": np.uint8,
     "int16": np.int16,
-    "uint16": np.uint16,
     "int32": np.int32,
+    "uint1": np.uint8,
+    "uint2": np.uint8,
+    "uint3": np.uint8,
+    "uint4": np.uint8,
+    "uint6": np.uint8,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
     "uint64": np.uint64,
     "bool": np.bool_,
 }
 
 
 def numpy_dtype(element: str) -> np.dtype:
-    """Return the numpy dtype of a MIL element type; ``string`` has none and raises KeyError."""
+    """Return the numpy dtype that holds a MIL element type; one narrower than a byte takes a byte an element.
+
+    Raises KeyError for ``string``, which has none.
+    """
     return np.dtype(_NUMPY[element])
+
+
+def is_float(element: str) -> bool:
+    """Say whether an element type is a floating-point one."""
+    return element in ("fp16", "fp32")
+
+
+def to_array(numbers: Any, element: str) -> np.ndarray:
+    """Return numbers as an array of a MIL element type, of the shape they have.
+
+    Raises OverflowError when the type cannot hold one, ValueError or TypeError when they are no numbers.
+    """
+    try:
+        with np.errstate(over="raise"):
+            array = np.asarray(numbers, numpy_dtype(element))
+    except FloatingPointError as error:
+        raise OverflowError(str(error)) from None
+    if ELEMENT_BITS[element] < 8 and array.size:
+        low, high = integer_range(element)
+        if array.min() < low or array.max() > high:
+            raise OverflowError(f"outside {low} to {high}")
+    return array
+
+
+def integer_range(element: str) -> tuple[int, int]:
+    """Return the least and the greatest value of an integer element type."""
+    bits = ELEMENT_BITS[element]
+    return (0, 2**bits - 1) if element.startswith("uint") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True)
@@ -47,8 +93,8 @@ class TensorType:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.dtype not in ELEMENT_BYTES:
-            raise ValueError(f"unknown MIL element type '{self.dtype}'; known: {', '.join(ELEMENT_BYTES)}")
+        if self.dtype not in ELEMENT_BITS:
+            raise ValueError(f"unknown MIL element type '{self.dtype}'; known: {', '.join(ELEMENT_BITS)}")
 
     @property
     def rank(self) -> int:
@@ -63,7 +109,7 @@ class TensorType:
     @property
     def nbytes(self) -> int:
         """Bytes of a packed copy."""
-        return self.numel * ELEMENT_BYTES[self.dtype]
+        return -(-self.numel * ELEMENT_BITS[self.dtype] // 8)
 
     def __str__(self) -> str:
         if not self.shape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
 from anew.device.emulator.executor import Executable
 from anew.errors import UserError
-from anew.mil import Function, parse_program
+from anew.mil import Function, Weights, parse_program
 
 NUMERICS = ("exact", "fast")
 
@@ -28,25 +28,25 @@ class EmulatedEngine(Device):
         if self.numerics not in NUMERICS:
             raise UserError(f"unknown numerics '{self.numerics}'; known: {', '.join(NUMERICS)}")
 
-    def _compile(self, text: str, weights: bytes) -> LoadedProgram:
-        main = parse_program(text, weights).main
-        self._check_ports(main)
-        return EmulatedProgram(self, main)
+    def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
+        entry = parse_program(text, weights).function(function)
+        self._check_ports(entry)
+        return EmulatedProgram(self, entry)
 
-    def _check_ports(self, main: Function) -> None:
-        for value in (*main.inputs, *main.outputs):
+    def _check_ports(self, entry: Function) -> None:
+        for value in (*entry.inputs, *entry.outputs):
             if value.type.dtype != "fp16":
                 raise DeviceError("compile", f"port '{value.name}' is {value.type}; the engine's ports are fp16")
 
 
 class EmulatedProgram(LoadedProgram):
-    """A parsed program, made into a list of steps once."""
+    """A function of a parsed program, made into a list of steps once."""
 
-    def __init__(self, engine: EmulatedEngine, main: Function) -> None:
+    def __init__(self, engine: EmulatedEngine, entry: Function) -> None:
         super().__init__(
-            engine, [Port(v.name, v.type) for v in main.inputs], [Port(v.name, v.type) for v in main.outputs]
+            engine, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
-        self.executable = Executable(main, exact=engine.numerics == "exact", convolution=engine.chip.convolution)
+        self.executable = Executable(entry, exact=engine.numerics == "exact", convolution=engine.chip.convolution)
 
     def operation(self) -> Operation:
         """Make an operation instance; instances share the steps and own their bindings."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from anew.device.emulator.constants import run_time_constants
 from anew.device.emulator.fusion import Step, make_steps
 from anew.device.emulator.kernels import Arithmetic
-from anew.mil import Function, Value
+from anew.mil import Function
 
 
 class Executable:
@@ -19,7 +20,7 @@ class Executable:
         self.inputs = [v.name for v in function.inputs]
         self.outputs = [v.name for v in function.outputs]
         arithmetic = Arithmetic(exact=exact, winograd=convolution == "winograd-f23-width")
-        self.constants = {v.name: _constant(v) for v in function.constants() if v.type.dtype == "fp16"}
+        self.constants = run_time_constants(function)
         self.steps = make_steps(function, arithmetic)
         _mark_last_uses(self.steps, keep={*self.outputs, *self.constants})
 
@@ -34,10 +35,6 @@ class Executable:
                     del values[name]
             for name in self.outputs:
                 bindings[name].copy_(values[name])
-
-
-def _constant(value: Value) -> Tensor:
-    return torch.as_tensor(value.const, dtype=torch.float32)
 
 
 def _mark_last_uses(steps: list[Step], keep: set[str]) -> None:

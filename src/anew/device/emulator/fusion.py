@@ -33,12 +33,13 @@ class Step:
 def make_steps(function: Function, arithmetic: Arithmetic) -> list[Step]:
     """The steps that compute a function, in an order in which every operand is there."""
     fusion = _Fusion(function, arithmetic)
-    return _ordered(fusion.steps(), [v.name for v in function.inputs] + [v.name for v in function.constants()])
+    constants = [v.name for op in function.ops if op.constant for v in op.outputs]
+    return _ordered(fusion.steps(), [v.name for v in function.inputs] + constants)
 
 
 class _Fusion:
     def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
-        self.ops = [op for op in function.ops if op.kind != "const"]
+        self.ops = [op for op in function.ops if not op.constant]
         self.arithmetic = arithmetic
         self.outputs = set(function.outputs)
         self.uses: dict[Value, list[Op]] = defaultdict(list)
@@ -65,7 +66,8 @@ class _Fusion:
     def _single(self, op: Op) -> Step:
         kernel = self.arithmetic.kernel(op)
         self.done.add(op)
-        return Step(lambda *x: (kernel(*x),), tuple(v.name for v in op.tensors()), (op.output.name,))
+        operands, results = tuple(v.name for v in op.tensors()), tuple(v.name for v in op.outputs)
+        return Step(lambda *x: _as_tuple(kernel(*x)), operands, results)
 
     def _product(self, op: Op) -> Step:
         """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
@@ -115,7 +117,7 @@ class _Fusion:
         if op.kind != "mul":
             return False
         x, factor = op.tensors()
-        return factor.const is None and factor.shape == (1, 1) and x.type.rank >= 2 and x.shape == op.output.shape
+        return not factor.constant and factor.shape == (1, 1) and x.type.rank >= 2 and x.shape == op.output.shape
 
     def _report(self, value: Value) -> tuple[Op, Op] | None:
         """The ``abs`` and ``reduce_max`` that report a value's maximum."""
@@ -135,6 +137,11 @@ class _Fusion:
             return None
         before = self.producers.get(x)
         return before if before is not None and before.kind == "abs" else None
+
+
+def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a kernel returns: several results only of operations such as ``split``."""
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _product(

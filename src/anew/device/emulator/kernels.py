@@ -16,13 +16,15 @@ from torch import Tensor
 
 from anew.device.emulator.conv import conv2d
 from anew.device.emulator.fused import FUSED, binary, fuses
-from anew.device.emulator.mac import matmul_exact
+from anew.device.emulator.mac import matmul_exact, matmul_fast
 from anew.device.emulator.reduce import narrow_sum
 from anew.device.emulator.rounding import round_elementwise_
 from anew.mil import Op, lookup
+from anew.mil.ops.attention import attention_scale
 from anew.mil.ops.matmul import conv_padding, matmul_operands
+from anew.mil.types import is_float
 
-Kernel = Callable[..., Tensor]
+Kernel = Callable[..., Any]  # of the tensor operands: a tensor, or a tuple of several results
 
 
 class Arithmetic:
@@ -64,6 +66,24 @@ class Arithmetic:
         padding = conv_padding(pad_type, pad, kernel, strides, dilations, size)
         return conv2d(x, weight, strides, padding, dilations, groups, exact=self.exact, winograd=self.winograd)
 
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        product = self._product(torch.atleast_2d(x), weight.mT).view(*x.shape[:-1], weight.shape[0])
+        return product if bias is None else round_elementwise_(product + bias)
+
+    def _scaled_dot_product_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """The two products by the array's rule, what is between them rounded step by step."""
+        scores = round_elementwise_(self._product(query, key.mT) * attention_scale(query.shape[-1]))
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = round_elementwise_(scores + attn_mask)
+        return self._product(round_elementwise_(torch.softmax(scores, -1)), value)
+
+    def _product(self, x: Tensor, y: Tensor) -> Tensor:
+        return matmul_exact(x, y) if self.exact else matmul_fast(x, y)
+
     def _reduce_sum(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
         return narrow_sum(x, axes, keep_dims, exact=self.exact)
 
@@ -76,6 +96,12 @@ class Arithmetic:
 
     def _reduce_min(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
         return x.amin(axes, keep_dims)
+
+    def _cast(self, x: Tensor, dtype: str) -> Tensor:
+        """Round to fp16, toward zero to an integer; values of fp32 keep the fp16 grid, which the engine computes on."""
+        if dtype == "bool":
+            return (x != 0).float()
+        return round_elementwise_(x.contiguous().clone()) if is_float(dtype) else x.trunc()
 
     def _abs(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -92,11 +118,14 @@ def _parameters(op: Op) -> dict[str, Any]:
 
 
 def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
-    """The reference meaning as a function of the tensor operands in order."""
+    """The reference meaning as a function of the tensor operands that are given, in order."""
     definition = lookup(op.kind)
     if definition.params[0].kind == "tensors":
         return lambda *values: definition.meaning(values, **parameters)
-    return lambda *values: definition.meaning(*values, **parameters)
+    tensors = [p.name for p in definition.params if p.is_tensor]
+    given = [name for name in tensors if name in op.inputs]
+    absent = dict.fromkeys(name for name in tensors if name not in op.inputs)
+    return lambda *values: definition.meaning(**dict(zip(given, values, strict=True)), **absent, **parameters)
 
 
 def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:

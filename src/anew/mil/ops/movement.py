@@ -84,17 +84,24 @@ def _concat_type(values: tuple[TensorType, ...], axis: int, interleave: bool) ->
             raise shape_error("concat", f"shapes differ off axis {axis}", first=first.shape, other=v.shape)
     if any(v.dtype != first.dtype for v in values):
         raise MilError(f"concat: the values have different types ({', '.join(v.dtype for v in values)}); cast them")
-    if interleave:
-        raise MilError("concat: interleave=true is not supported by anew")
+    if interleave and any(v.shape != first.shape for v in values):
+        raise shape_error("concat", "interleaved values have one shape", first=first.shape, last=values[-1].shape)
     total = sum(v.shape[along] for v in values)
     return TensorType(first.dtype, (*first.shape[:along], total, *first.shape[along + 1 :]))
+
+
+def _concat(values: Sequence[Tensor], axis: int, interleave: bool) -> Tensor:
+    if not interleave:
+        return torch.cat(list(values), axis)
+    along = axis % values[0].dim()
+    return torch.stack(list(values), along + 1).flatten(along, along + 1)
 
 
 define(
     "concat",
     (Param("values", "tensors"), const("axis", "int32"), const("interleave", "bool")),
     _concat_type,
-    lambda values, axis, interleave: torch.cat(values, axis),
+    _concat,
     "move",
 )
 

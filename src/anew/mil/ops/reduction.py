@@ -31,6 +31,11 @@ _reduction("reduce_sum", lambda x, axes, keep: torch.sum(x, axes, keep))
 _reduction("reduce_mean", lambda x, axes, keep: torch.mean(x, axes, keep))
 _reduction("reduce_max", lambda x, axes, keep: torch.amax(x, axes, keep))
 _reduction("reduce_min", lambda x, axes, keep: torch.amin(x, axes, keep))
+_reduction("reduce_l1_norm", lambda x, axes, keep: torch.sum(x.abs(), axes, keep))
+_reduction("reduce_l2_norm", lambda x, axes, keep: torch.sqrt(torch.sum(x.square(), axes, keep)))
+_reduction("reduce_sum_square", lambda x, axes, keep: torch.sum(x.square(), axes, keep))
+_reduction("reduce_log_sum", lambda x, axes, keep: torch.log(torch.sum(x, axes, keep)))
+_reduction("reduce_log_sum_exp", lambda x, axes, keep: torch.logsumexp(x, axes, keep))
 
 
 def _softmax_type(x: TensorType, axis: int) -> TensorType:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
-
-from torch import Tensor
 
 from anew.errors import AnewError
 from anew.mil.types import TensorType
@@ -23,18 +22,33 @@ class MilError(AnewError):
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. ``kind`` is ``tensor``, ``tensors`` (a tuple of values) or ``const`` (known when compiling)."""
+    """One parameter.
+
+    ``kind`` is ``tensor``, ``constant`` (a tensor that is known when compiling), ``tensors`` (a tuple of values) or
+    ``const`` (a number, string or list that the type rule sees). A parameter that is not required and has no default
+    may be absent: rule and meaning are given None.
+    """
 
     name: str
     kind: str
-    type: str = ""  # of a const: "int32", "int32[]", "bool", "fp16", "string"
+    type: str = ""  # of a const: "int32", "bool", "fp16", "string", or with [] a list
     default: Any = None
     required: bool = True
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the operand is one tensor."""
+        return self.kind in ("tensor", "constant")
 
 
 def tensor(name: str) -> Param:
     """A tensor operand."""
     return Param(name, "tensor")
+
+
+def constant(name: str, required: bool = True) -> Param:
+    """A tensor operand that must be known when compiling, as weights are."""
+    return Param(name, "constant", required=required)
 
 
 def const(name: str, type: str) -> Param:
@@ -43,7 +57,7 @@ def const(name: str, type: str) -> Param:
 
 
 def optional(name: str, type: str, default: Any) -> Param:
-    """A constant parameter with the default that Core ML gives it."""
+    """A constant parameter with the default that Core ML gives it; None: absent."""
     return Param(name, "const", type, default, required=False)
 
 
@@ -54,19 +68,22 @@ class OpDef:
     Attributes:
         name: as in MIL text.
         params: parameters in the order in which anew prints them.
-        infer: type rule, ``infer(**operands) -> TensorType``.
-        meaning: reference meaning on torch tensors, ``meaning(**operands) -> Tensor``.
+        infer: type rule, ``infer(**operands) -> TensorType``; a tuple of them if the results are several.
+        meaning: reference meaning on torch tensors, ``meaning(**operands) -> Tensor``, or a tuple likewise.
         family: how the engine computes it: ``mac`` (multiply-accumulate array), ``elementwise``, ``lookup``
-            (function tables), ``reduce``, ``move`` (data movement, exact).
-        flops: floating-point operations of one evaluation, ``flops(result, **operand types)``.
+            (function tables), ``reduce``, ``move`` (data movement, exact), ``constexpr`` (done when compiling).
+        flops: floating-point operations of one evaluation, ``flops(first result, **operand types)``.
+        bracketed_by: the parameter whose presence puts all parameters into the brackets of MIL text, where compilers
+            want those of the older ``constexpr_*`` operations; empty for operations with arguments only.
     """
 
     name: str
     params: tuple[Param, ...]
-    infer: Callable[..., TensorType]
-    meaning: Callable[..., Tensor]
+    infer: Callable[..., Any]
+    meaning: Callable[..., Any]
     family: str
     flops: Callable[..., int]
+    bracketed_by: str = ""
 
 
 OPS: dict[str, OpDef] = {}
@@ -75,23 +92,25 @@ OPS: dict[str, OpDef] = {}
 def define(
     name: str,
     params: tuple[Param, ...],
-    infer: Callable[..., TensorType],
-    meaning: Callable[..., Tensor],
+    infer: Callable[..., Any],
+    meaning: Callable[..., Any],
     family: str,
     flops: Callable[..., int] | None = None,
+    bracketed_by: str = "",
 ) -> None:
-    """Add an operation to the table; ``flops`` defaults to one per result element, none for data movement."""
+    """Add an operation to the table; ``flops`` defaults to one per result element, none for moves and constexpr."""
     if flops is None:
-        flops = no_flops if family == "move" else one_per_element
-    OPS[name] = OpDef(name, params, infer, meaning, family, flops)
+        flops = no_flops if family in ("move", "constexpr") else one_per_element
+    OPS[name] = OpDef(name, params, infer, meaning, family, flops, bracketed_by)
 
 
 def lookup(name: str) -> OpDef:
-    """Return an operation's definition; raises MilError naming it when there is none."""
-    try:
-        return OPS[name]
-    except KeyError:
-        raise MilError(f"MIL operation '{name}' is not known to anew; known: {', '.join(sorted(OPS))}") from None
+    """Return an operation's definition; raises MilError naming it, and the nearest name, when there is none."""
+    if name not in OPS:
+        nearest = get_close_matches(name, OPS, 1)
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        raise MilError(f"MIL operation '{name}' is not known to anew{hint}")
+    return OPS[name]
 
 
 def no_flops(result: TensorType, **_: Any) -> int:
