@@ -1,5 +1,8 @@
 """MIL text: golden programs, round trips of random programs, lines seen in the field, errors with their position."""
 
+import itertools
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +189,60 @@ def _softmax(b, draw, x, hint):
     return b.op("softmax", hint, x=x, axis=_axis(draw, x))
 
 
-STEPS = [_unary, _gelu, _scalar, _array, _matmul, _conv, _reshape, _transpose, _slice, _concat, _tile, _pad, _reduce]
+def _split(b, draw, x, hint):
+    axis = _axis(draw, x)
+    first = draw(st.integers(1, x.shape[axis]))
+    sizes = [first, x.shape[axis] - first] if first < x.shape[axis] else [first]
+    return draw(st.sampled_from(b.results("split", hint, x=x, split_sizes=sizes, axis=axis)))
+
+
+def _slice_by_index(b, draw, x, hint):
+    mask = draw(st.none() | st.lists(st.booleans(), min_size=4, max_size=4))
+    stride = draw(st.none() | st.lists(st.sampled_from([1, 2]), min_size=4, max_size=4))
+    return b.op("slice_by_index", hint, x=x, begin=(0,) * 4, end=x.shape, stride=stride, begin_mask=mask)
+
+
+def _affine(b, draw, x, hint):
+    """A constant in brackets, its numbers shared with others in brackets or not."""
+    codes = b.array(np.full((1, 4, 1, 1), draw(st.integers(-9, 9))), "codes", "int8")
+    zero, scale = b.constant(draw(st.integers(-9, 9)), TensorType("int8")), b.scalar(draw(_floats))
+    weight = b.op("constexpr_affine_dequantize", quantized_data=codes, zero_point=zero, scale=scale, axis=1)
+    return b.op("tile", hint, x=weight, reps=(1, 1, draw(st.integers(1, 3)), 1))
+
+
+def _blockwise(b, draw, x, hint):
+    element = draw(st.sampled_from(["int4", "uint4", "int8"]))
+    codes = b.array(np.arange(8).reshape(1, 8, 1, 1) % 8, "codes", element)
+    blocks = b.array(np.array(draw(st.lists(_floats, min_size=2, max_size=2))).reshape(1, 2, 1, 1), "blocks")
+    return b.op("identity", hint, x=b.op("constexpr_blockwise_shift_scale", data=codes, scale=blocks))
+
+
+def _layer_norm(b, draw, x, hint):
+    half = b.op("cast", x=x, dtype="fp16")
+    gamma = draw(st.none() | st.just(b.array(np.full(x.shape[3], 0.5), "gamma")))
+    return b.op("layer_norm", hint, x=half, axes=(-1,), gamma=gamma, epsilon=0.25)
+
+
+STEPS = [
+    _split,
+    _slice_by_index,
+    _affine,
+    _blockwise,
+    _layer_norm,
+    _unary,
+    _gelu,
+    _scalar,
+    _array,
+    _matmul,
+    _conv,
+    _reshape,
+    _transpose,
+    _slice,
+    _concat,
+    _tile,
+    _pad,
+    _reduce,
+]
 STEPS.append(_softmax)
 
 
@@ -203,11 +259,18 @@ def test_round_trip(program):
     parsed = parse_program(text, weights)
     assert print_program(parsed) == (text, weights)
     assert [v.name for v in parsed.main.outputs] == [v.name for v in program.main.outputs]
-    for ours, theirs in zip(program.main.ops, parsed.main.ops, strict=True):
-        assert (ours.kind, ours.output.name, ours.output.type) == (theirs.kind, theirs.output.name, theirs.output.type)
-        assert list(ours.inputs) == list(theirs.inputs)
-        assert [v.name for v in ours.operands()] == [v.name for v in theirs.operands()]
-        assert same_payload(ours.output.const, theirs.output.const)
+    for ours, theirs in zip(*(computed(p.main) for p in (program, parsed)), strict=True):
+        assert (ours.kind, list(ours.inputs)) == (theirs.kind, list(theirs.inputs))
+        assert [(v.name, v.type) for v in ours.outputs] == [(v.name, v.type) for v in theirs.outputs]
+        assert [v.type for v in ours.operands()] == [v.type for v in theirs.operands()]
+        for a, b in zip((*ours.operands(), *ours.outputs), (*theirs.operands(), *theirs.outputs), strict=True):
+            assert a.constant == b.constant
+            assert same_payload(a.const, b.const)
+
+
+def computed(function):
+    """The operations but ``const``: constants that stand in brackets have no name, and may come in another order."""
+    return [op for op in function.ops if op.kind != "const"]
 
 
 def error_of(text, weights):
@@ -227,6 +290,48 @@ def test_damaged_text_is_a_located_error_or_parses(data):
     junk = data.draw(st.sampled_from(["", *' ()[],;"<>=é', "x", "0", "-1", "1e9", "tensor", "BLOBFILE"]))
     message = error_of(text[:start] + junk + text[end:], weights)
     assert message is None or message.startswith("line ")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_tokens_moved_are_a_located_error_or_parse(data):
+    """No text of other tokens than meant ends in another exception, however far it still parses."""
+    text, weights = print_program(data.draw(programs()))
+    tokens = re.findall(r'"[^"]*"|[\w.+-]+|\s+|.', text)
+    junk = [*"()[]{}<>,;=", "const", "tensor", "int32", "BLOBFILE", "-1", "99999999999", "0x1p+9999", "true", '""']
+    for _ in range(data.draw(st.integers(1, 4))):
+        at, other = (data.draw(st.integers(0, len(tokens) - 1)) for _ in range(2))
+        edit = data.draw(st.sampled_from(["drop", "repeat", "swap", "copy", "junk"]))
+        if edit == "drop":
+            tokens[at] = ""
+        elif edit == "repeat":
+            tokens[at] *= 2
+        elif edit == "swap":
+            tokens[at], tokens[other] = tokens[other], tokens[at]
+        else:
+            tokens[at] = tokens[other] if edit == "copy" else data.draw(st.sampled_from(junk))
+    message = error_of("".join(tokens), weights)
+    assert message is None or message.startswith("line ")
+
+
+@pytest.mark.parametrize(
+    "nest", ["tensor<fp16, [1]>(" + "[" * 10000, "tensor<" * 10000, "string(BLOBFILE(path = " * 10000, "(" * 10000]
+)
+def test_deep_nesting_is_an_error(nest):
+    message = error_of(program_text(f"fp16 c = const()[val = {nest}"), b"")
+    assert message.startswith("line 4, ")
+
+
+def test_time_grows_with_the_size_of_the_text():
+    """Ten thousand operations, with literals inside, parse and print in seconds; an error late in them likewise."""
+    line = 'tensor<fp16, [2, 3]> {} = softmax(x = {}, axis = -1)[name = string("y")];\n'
+    names = ["x", *(f"v{i}" for i in range(10000))]
+    body = "".join(line.format(new, old) for old, new in itertools.pairwise(names))
+    start = time.perf_counter()
+    program = parse_program(program_text(body, names[-1]))
+    assert len(print_program(program)[0].splitlines()) > 20000
+    assert error_of(program_text(body + "!", names[-1]), b"").startswith("line 10004, column 1: expected a type")
+    assert time.perf_counter() - start < 20  # about one second on an idle processor
 
 
 # ---- text that anew does not print
@@ -434,9 +539,18 @@ def blob(path="w", offset="uint64(64)", type="tensor<fp16, [2]>", at=""):
     return const(type, f'{type}({at}BLOBFILE(path = string("{path}"), offset = {offset}))')
 
 
+PART = "tensor<fp16, [2, 1]>"
+
+
+def affine(axis):
+    data = "quantized_data = tensor<int8, [2, 2]>([1, 2, 3, 4]), scale = fp16(0.5), zero_point = int8(1)"
+    return f"tensor<fp16, [2, 2]> w = constexpr_affine_dequantize()[{axis}{data}];"
+
+
 #: Body of a function of x: tensor<fp16, [2, 3]>, with @ before the token that the error is at; what it says.
 ERRORS = [
-    ("tensor<fp16, [2, 3]> out = @warp(x = x)[];", "operation 'warp' is not known"),
+    ("tensor<fp16, [2, 3]> out = @warp(x = x)[];", "operation 'warp' is not known to anew"),
+    ("tensor<fp16, [2, 3]> out = @soft_max(x = x)[];", "'soft_max' is not known to anew; did you mean 'softmax'?"),
     ("tensor<fp16, [2, 3]> out = relu(x = @z)[];", "'z' is not defined"),
     ("tensor<fp16, [2, 3]> out = relu(x = @out)[];", "'out' is not defined"),
     ("tensor<fp16, [2, 3]> @x = relu(x = x)[];", "'x' is defined twice"),
@@ -445,7 +559,7 @@ ERRORS = [
         "relu: 'out' is declared tensor<fp16, [2, 4]>, but the operation gives tensor<fp16, [2, 3]>",
     ),
     ("tensor<fp32, [2, 3]> out = @relu(x = x)[];", "is declared tensor<fp32, [2, 3]>, but"),
-    ("tensor<fp16, [2, 3]> out = relu(x = x, @y = x)[];", "relu: unknown parameter 'y'"),
+    ("tensor<fp16, [2, 3]> out = relu(x = x, @y = x)[];", "relu: unknown parameter 'y'; it takes x"),
     ("tensor<fp16, [2, 3]> out = relu(x = x, @x = x)[];", "relu: parameter 'x' is given twice"),
     ("tensor<fp16, [2, 3]> out = @relu()[];", "relu: parameter 'x' is missing"),
     ("tensor<fp16, [2, 3]> out = relu(x = @(x, x))[];", "relu: 'x' takes one value"),
@@ -466,6 +580,28 @@ ERRORS = [
     (const("int32", "fp16(1)").replace("const", "@const"), "declared int32, but val is fp16"),
     ('int32 c = @const()[name = string("c")];', "the attribute 'val' is missing"),
     ("int32 c = const(@x = x)[val = int32(1)];", "expected ')'"),
+    ("tensor<fp16, [2, 3]> out @+ relu(x = x)[];", "expected '=', but found '+'"),
+    ("tensor<fp16, [2, 3]> @2out = relu(x = x)[];", "expected the name of the value, but found '2'"),
+    ("(@) = relu(x = x)[];", "expected a type, but found ')'"),
+    ("tensor<fp16, [2, 3]> a, tensor<fp16, [2, 3]> b = @relu(x = x)[];", "2 results are declared, but the"),
+    ("tensor<fp16, [2, 3]> out = @split(x = x, num_splits = 3, axis = 1)[];", "1 results are declared, but the"),
+    (f"{PART} a, {PART} @a, {PART} c = split(x = x, num_splits = 3, axis = 1)[];", "'a' is defined twice"),
+    (f"{PART} a, {PART} b, fp16 c = @split(x = x, num_splits = 3, axis = 1)[];", "split: 'c' is declared fp16, but"),
+    ("tensor<fp16, [2, 5]> out = @linear(x = x, weight = x)[];", "linear: 'weight' must be a constant, not tensor<"),
+    ("tensor<fp16, [2, @99999999999]> out = relu(x = x)[];", "an axis of 99999999999 elements is too large"),
+    (const("tensor<string, [1]>", '@tensor<string, [1]>(["a"])'), "lists of strings are not known"),
+    (const("int4", "int4(@8)"), "int4 cannot hold this value"),
+    (const("tensor<uint4, [2]>", "tensor<uint4, [2]>(@[3, 16])"), "uint4 cannot hold this value"),
+    (affine("@axis = int8(0), "), "constexpr_affine_dequantize: 'axis' must be a constant int32, not int8 w_axis"),
+    (affine("axis = int32(2), ").replace("constexpr", "@constexpr"), "axis 2 is outside a tensor of rank 2"),
+    (affine("").replace("constexpr", "@constexpr"), "parameter 'axis' is missing"),
+    (affine("axis = int32(0), @axis = int32(0), "), "attribute 'axis' is given twice"),
+    (affine("@axis = int32(0), ").replace("()", "(axis = 0)"), "parameter 'axis' is given twice"),
+    (
+        affine("axis = int32(0), ").replace("constexpr", "@constexpr").replace("int8(1)", "int16(1)"),
+        "zero_point is int16",
+    ),
+    (affine("axis = @x, "), "expected a type, but found 'x'"),
     (const("int32", "int32(@1.5)"), "expected a value of type int32, but found '1.5'"),
     (const("bool", "bool(@1)"), "expected a value of type bool"),
     (const("int8", "int8(@300)"), "int8 cannot hold this value"),

@@ -167,7 +167,7 @@ def const_payload(type: str, given: Any) -> tuple[Any, TensorType]:
 
 def _constant_hint(payload: Any, type: TensorType) -> str:
     """A name that says what a shared constant is: ``yes``, ``i_0_2_1``, ``f``, ``w``."""
-    if type.dtype == "bool":
+    if type == TensorType("bool"):
         return "yes" if payload else "no"
     if isinstance(payload, tuple):
         return "_".join(["i", *(str(n).replace("-", "m") for n in payload)])

@@ -187,42 +187,50 @@ class _Parser:
 
     def _const(self, declared: list[_Declared], at: int) -> None:
         self._lex.expect("(", ")")
-        attributes = dict(self._bracketed())
+        bracketed = self._bracketed()
         self._lex.expect(";")
-        attributes.pop("name", None)
-        if "val" not in attributes:
+        if "val" not in bracketed:
             self._lex.fail("const: the attribute 'val' is missing", at)
-        type, payload = attributes.pop("val")
+        _, type, payload = bracketed.pop("val")
         if len(declared) != 1 or declared[0][0] != type:
             given = ", ".join(str(t) for t, _, _ in declared)
             self._lex.fail(f"const: the value is declared {given}, but val is {type}", at)
+        attributes = {key: (type, item) for key, (_, type, item) in bracketed.items()}
         self._append("const", {}, declared, attributes, payload=payload)
 
     # ---- brackets
 
-    def _bracketed(self) -> list[tuple[str, tuple[TensorType, Any]]]:
-        """Parse ``[name = string("n"), key = type(payload), ...]``, which may be left out."""
-        return self._literals.items("]", self._attribute) if self._lex.accept("[") else []
+    def _bracketed(self) -> dict[str, tuple[int, TensorType, Any]]:
+        """Parse ``[name = string("n"), key = type(payload), ...]``, which may be left out: token, type and payload of
+        each key. The name is dropped: it says nothing that the value's does not."""
+        lex = self._lex
+        given: dict[str, tuple[int, TensorType, Any]] = {}
 
-    def _attribute(self) -> tuple[str, tuple[TensorType, Any]]:
-        key = self._lex.identifier("the name of an attribute")
-        self._lex.expect("=")
-        return key, self._literals.typed()
+        def item() -> None:
+            at = lex.at
+            key = lex.identifier("the name of an attribute")
+            if key in given:
+                lex.fail(f"attribute '{key}' is given twice", at)
+            lex.expect("=")
+            given[key] = (at, *self._literals.typed())
+
+        if lex.accept("["):
+            self._literals.items("]", item)
+        given.pop("name", None)
+        return given
 
     def _attributes(self, definition: OpDef, inputs: dict[str, Operand], result: str) -> dict[str, Any]:
-        """Parse brackets: parameters of ``constexpr_*`` join the inputs; the name says nothing that the value's does
-        not."""
-        at = self._lex.at
+        """Parse brackets; what they give the parameters of a ``constexpr_*`` operation joins the inputs."""
         params = {p.name: p for p in definition.params} if definition.family == "constexpr" else {}
         attributes: dict[str, Any] = {}
-        for key, item in self._bracketed():
+        for key, (at, type, payload) in self._bracketed().items():
             if key not in params:
-                attributes[key] = item
+                attributes[key] = type, payload
             elif key in inputs:
                 self._lex.fail(f"{definition.name}: parameter '{key}' is given twice", at)
             else:
-                inputs[key] = self._checked(definition, params[key], self._add_constant(f"{result}_{key}", *item), at)
-        attributes.pop("name", None)
+                value = self._add_constant(f"{result}_{key}", type, payload)
+                inputs[key] = self._checked(definition, params[key], value, at)
         return attributes
 
     # ---- arguments
