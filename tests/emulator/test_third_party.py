@@ -219,8 +219,8 @@ def test_weights_of_several_files_are_given_by_path():
         parse_program(text, weights["@model_path/weights/rms2.bin"])
 
 
-def test_half_of_each_head_is_masked():
-    """The case of the mask is no accident of the data: without it the result is another."""
+def test_the_mask_counts():
+    """The result is another without it, so that the case above shows that it is read."""
     weights, _ = CASES["maderix_attention"]
     unmasked = weights | files(mask=np.zeros((1, 1, 4, 4), np.float16))
     _, masked = run(parse_program(text_of("maderix_attention"), weights).main)
