@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from anew.chips import load_chip
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.emulator.executor import Executable
+from anew.device.null import NullDevice
 from anew.mil import BlobWriter, MilError, parse_program, print_program
 
 TEXTS = Path(__file__).parent.parent / "golden" / "third_party"
@@ -199,8 +200,9 @@ def test_a_bank_of_procedures(number):
     assert_close({"y": y}, {"y": F.conv2d(x.double(), weight)})
 
 
-def test_which_function_of_a_bank_must_be_said():
-    engine = EmulatedEngine(load_chip("m4"))
+@pytest.mark.parametrize("device", [EmulatedEngine, NullDevice])
+def test_which_function_of_a_bank_must_be_said(device):
+    engine = device(load_chip("m4"))
     text = text_of("omlx_bank")
     with pytest.raises(MilError, match="no function 'main'; it has procedure000, procedure001"):
         engine.compile(text, BANK_FILE)

@@ -53,6 +53,7 @@ class _Printer:
         return [head, *lines, f"    }} -> ({_names(function.outputs)});"]
 
     def _op(self, op: Op) -> str:
+        """One line; attributes in the order of their names, as Core ML's own compiler writes them."""
         results = ", ".join(f"{v.type} {_name(v)}" for v in op.outputs)
         attributes = [f'name = string("{op.outputs[0].name}")']
         inputs = ""
@@ -63,7 +64,7 @@ class _Printer:
         else:
             inputs = ", ".join(f"{key} = {_operand(x)}" for key, x in op.inputs.items())
         attributes += [f"{key} = {self._constant(key, *item)}" for key, item in op.attributes.items()]
-        return f"{results} = {op.kind}({inputs})[{', '.join(attributes)}];"
+        return f"{results} = {op.kind}({inputs})[{', '.join(sorted(attributes))}];"
 
     def _inline(self, op: Op, parameter: str, operand: Operand) -> str:
         if isinstance(operand, tuple) or operand.const is None:
