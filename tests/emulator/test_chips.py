@@ -1,8 +1,5 @@
 """What differs between chips reaches the arithmetic: the form of 3x3 convolutions."""
 
-import tomllib
-from importlib import resources
-
 import pytest
 import torch
 from torch import Tensor
@@ -40,11 +37,3 @@ def test_convolution_takes_the_chips_form(chip: str) -> None:
     assert not torch.equal(direct, winograd)
     expected = winograd if load_chip(chip).convolution == "winograd-f23-width" else direct
     assert torch.equal(convolve(chip, x, weight), expected)
-
-
-@pytest.mark.parametrize("chip", known_chips())
-def test_every_row_names_its_source_and_how_sure_it_is(chip: str) -> None:
-    sections = tomllib.loads(resources.files("anew.chips").joinpath(f"{chip}.toml").read_text())
-    for row in (row for section in sections.values() for row in section.values()):
-        assert row["source"]
-        assert row["confidence"] in ("measured", "derived", "claimed")

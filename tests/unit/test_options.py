@@ -27,8 +27,8 @@ def test_an_unknown_option_like_none_lists_the_known_ones():
         ("numerics", "slow", "option 'numerics' is one of exact, fast, not 'slow'"),
         ("scaling", True, "option 'scaling' is one of operands, none, not True"),
         ("strict", 1, "option 'strict' is True or False, not 1"),
-        ("chip", "m99", "option 'chip' is one of m4, m5, not 'm99'"),
-        ("chip", ["m4"], r"option 'chip' is one of m4, m5, not \['m4'\]"),
+        ("chip", "m99", "option 'chip' is one of m1, m2, m3, m4, m5, not 'm99'"),
+        ("chip", ["m4"], r"option 'chip' is one of m1, m2, m3, m4, m5, not \['m4'\]"),
     ],
 )
 def test_bad_values(name, value, sentence):

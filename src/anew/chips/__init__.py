@@ -1,5 +1,5 @@
 """What each engine generation can do, as data files, every row with its source."""
 
-from anew.chips.chip import Chip, known_chips, load_chip
+from anew.chips.chip import Chip, Row, Switch, known_chips, load_chip
 
-__all__ = ["Chip", "known_chips", "load_chip"]
+__all__ = ["Chip", "Row", "Switch", "known_chips", "load_chip"]
