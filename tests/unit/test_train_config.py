@@ -102,5 +102,5 @@ def test_what_transformers_refuses_is_a_user_error(change):
 
 
 def test_an_unknown_chip_is_named_before_anything_is_read():
-    with pytest.raises(UserError, match="unknown chip 'm9'; known: m4, m5"):
+    with pytest.raises(UserError, match="unknown chip 'm9'; known: m1, m2, m3, m4, m5"):
         resolve("tiny", "no-such-file.txt", {"chip": "m9"})
