@@ -72,6 +72,7 @@ class Chip:
         max_sdpa_length: most positions for which ``scaled_dot_product_attention`` is right.
         tile_factors: repetitions along one axis that ``tile`` takes, besides 1.
         runtime_kernel_batch: largest batch of a convolution whose weight is not a constant.
+        port_types: element types of a program's inputs and outputs, besides fp32 where the switch ``fp32`` allows it.
         row_bytes: rows (the last axis) start at multiples of this in a buffer.
         loaded_programs: programs a process may have loaded at once.
         compiles: compiles of a process through ``_ANEInMemoryModel``.
@@ -101,6 +102,7 @@ class Chip:
     max_sdpa_length: int
     tile_factors: tuple[int, ...]
     runtime_kernel_batch: int
+    port_types: tuple[str, ...]
     row_bytes: int
     loaded_programs: int
     compiles: int

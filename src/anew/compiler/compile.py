@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from anew.chips import Chip
+from anew.chips import Chip, check_op, extents, refused
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
-from anew.mil import Function, MilError, Op, Program, Value, lookup, print_program, rule_operands
+from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import InputPort, OutputPort, Plan
 
 
@@ -113,10 +113,10 @@ def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
     shape = list(val.shape)
     if any(not isinstance(n, int) for n in shape):
         raise NotLowered(f"'{node.name}' has a symbolic shape {shape}; compile with dynamic=False")
-    if not 1 <= len(shape) <= chip.max_rank:
-        raise NotLowered(f"'{node.name}' {shape} has rank {len(shape)}; {chip.name} takes 1 to {chip.max_rank}")
-    if not all(1 <= n <= chip.max_axis for n in shape):
-        raise NotLowered(f"'{node.name}' {shape} has an axis outside 1 to {chip.max_axis}, the limit of {chip.name}")
+    if not shape:
+        raise NotLowered(f"'{node.name}' has rank 0; a region takes and gives tensors of rank 1 and more")
+    for rule, row in extents(shape, chip):
+        raise NotLowered(f"'{node.name}' {shape} {rule} ({chip.row(row).source})")
 
 
 def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
@@ -136,22 +136,9 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
     except MilError as error:
         raise NotLowered(f"'{node.target}': {error}") from error
     for op in low.builder.ops[before:]:
-        _check_op(node, op, low.chip)
+        for violation in refused(check_op(op, low.chip, low.builder.producer)):
+            raise NotLowered(f"'{node.target}': {violation}")
     return result
-
-
-def _check_op(node: Node, op: Op, chip: Chip) -> None:
-    """Check an operation that a node was lowered to: its result may be larger than the node's own."""
-    shape = op.output.shape
-    if op.kind in ("matmul", "transpose") and len(shape) > chip.max_matmul_rank:
-        raise NotLowered(
-            f"'{node.target}' {list(shape)}: {op.kind} takes at most rank {chip.max_matmul_rank} on {chip.name}"
-        )
-    if op.output.type.dtype == "fp16" and (len(shape) > chip.max_rank or max(shape, default=1) > chip.max_axis):
-        raise NotLowered(
-            f"'{node.target}': its {op.kind} {list(shape)} leaves the limits of {chip.name}, rank {chip.max_rank} and "
-            f"{chip.max_axis} elements an axis"
-        )
 
 
 def _tensors(val: Any) -> list[Any]:

@@ -35,6 +35,14 @@ class Port:
     name: str
     type: TensorType
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the buffers it takes."""
+        return _BUFFER_TYPES[self.type.dtype]
+
+
+_BUFFER_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
 
 class Operation(ABC):
     """One instance of a program, with its own bindings. Buffers stay bound until rebound."""
@@ -45,15 +53,22 @@ class Operation(ABC):
 
     def bind(self, buffers: Mapping[str, Tensor]) -> None:
         """Bind leased buffers to ports by name; raises DeviceError when a name or a shape does not fit."""
-        ports = self.program.ports
+        ports, pool = self.program.ports, self.program.device.buffers
         for name, buffer in buffers.items():
             port = ports.get(name)
             if port is None:
                 raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(ports)}")
             if tuple(buffer.shape) != port.type.shape:
                 raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
-            if buffer.dtype != torch.float16:
+            if buffer.dtype != port.dtype:
                 raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer is {buffer.dtype}")
+            if not pool.holds(buffer):
+                raise DeviceError(
+                    "bind",
+                    f"port '{name}' is {port.type}: its rows start at multiples of {pool.row_bytes} bytes, "
+                    f"{pool.nbytes(port.type.shape, port.dtype)} bytes in all, and the buffer is laid out otherwise; "
+                    "lease it from the device",
+                )
             self.bindings[name] = buffer
 
     def execute(self) -> None:
@@ -112,24 +127,42 @@ class Device(ABC):
     emulated = True
 
     def __post_init__(self) -> None:
-        self.buffers = BufferPool(self.chip.row_bytes)
+        padded = self.chip.switches["row_pitch"].value == "padded"
+        self.buffers = BufferPool(self.chip.row_bytes if padded else 1)
 
     def compile(self, text: str, weights: Weights, function: str | None = None) -> LoadedProgram:
         """Compile one function of MIL text, with its weights: one file, or several by the path the text gives each.
 
         ``function`` defaults to ``main`` or the only one there is. Raises DeviceError when a budget of the chip is
-        spent, MilError when the text is refused or has no such function.
+        spent or the program breaks one of its rules, MilError when the text is not well formed or has no such function.
         """
-        if self.statistics.programs >= self.chip.loaded_programs:
-            raise DeviceError(
-                "load",
-                f"{self.statistics.programs} programs are loaded, the most that {self.chip.name} takes in a process; "
-                "use fewer shapes or release a compiled model",
-            )
+        files = weights.values() if isinstance(weights, Mapping) else [weights]
+        self._check_budgets(sum(map(len, files)))
         self.statistics.compiles += 1
         program = self._compile(text, weights, function)
         self.statistics.programs += 1
         return program
+
+    def _check_budgets(self, weight_bytes: int) -> None:
+        chip, spent = self.chip, self.statistics
+        if spent.programs >= chip.loaded_programs:
+            raise DeviceError(
+                "load",
+                f"{spent.programs} programs are loaded, the most that {chip.name} takes in a process; "
+                "use fewer shapes or release a compiled model",
+            )
+        if chip.switches["compile_budget"].value == "wrapper" and spent.compiles >= chip.compiles:
+            raise DeviceError(
+                "compile",
+                f"{spent.compiles} programs were compiled, the most that a process on {chip.name} can through "
+                "_ANEInMemoryModel; use fewer shapes, or continue from a checkpoint in a new process",
+            )
+        if weight_bytes > chip.weight_bytes:
+            raise DeviceError(
+                "load",
+                f"the weights of one program take {weight_bytes} bytes, {chip.name} maps {chip.weight_bytes}; "
+                "divide the program",
+            )
 
     @abstractmethod
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram: ...

@@ -62,8 +62,8 @@ def _unary(kind: str, **fixed: Any) -> Callable[..., Value]:
 
 lowers(aten.abs.default)(_unary("abs"))
 lowers(aten.exp.default)(_unary("exp"))
-lowers(aten.sqrt.default)(_unary("sqrt"))
-lowers(aten.rsqrt.default)(_unary("rsqrt", epsilon=0.0))
+lowers(aten.sqrt.default)(lambda low, node, x: low.sqrt(x))
+lowers(aten.rsqrt.default)(lambda low, node, x: low.rsqrt(x))
 lowers(aten.reciprocal.default)(_unary("inverse", epsilon=0.0))
 lowers(aten.sigmoid.default)(_unary("sigmoid"))
 lowers(aten.silu.default)(_unary("silu"))

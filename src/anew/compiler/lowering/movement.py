@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -46,8 +47,19 @@ def _permute(low: Lowering, node: Node, x: Value, dims: Sequence[int]) -> Value:
 def _expand(low: Lowering, node: Node, x: Value, size: Sequence[int], implicit: bool = False) -> Value:
     shape = shape_of(node)
     x = low.reshape(x, (1,) * (len(shape) - x.type.rank) + x.shape)
-    reps = tuple(n // m for n, m in zip(shape, x.shape, strict=True))
-    return x if set(reps) <= {1} else low.op("tile", x=x, reps=reps)
+    for axis, n in enumerate(shape):
+        if n != x.shape[axis]:
+            x = _repeat(low, x, axis, n)
+    return x
+
+
+def _repeat(low: Lowering, x: Value, axis: int, n: int) -> Value:
+    """Repeat an axis of one element: the engine's tile takes few factors, a product with ones takes any."""
+    along = [1] * x.type.rank
+    along[axis] = n
+    if n in low.chip.tile_factors:
+        return low.op("tile", x=x, reps=along)
+    return low.op("mul", x=x, y=low.builder.array(np.ones(along), hint="ones"))
 
 
 def _span(x: Value, dim: int, start: int | None, end: int | None, step: int) -> tuple[int, int, int]:

@@ -70,7 +70,7 @@ def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, V
     mean = low.op("reduce_mean", x=low.op("mul", x=unit, y=unit), axes=[-1], keep_dims=True)
     # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
     root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
-    scale = low.op("rsqrt", x=low.op("add", x=mean, y=low.op("mul", x=root, y=root)), epsilon=0.0)
+    scale = low.rsqrt(low.op("add", x=mean, y=low.op("mul", x=root, y=root)))
     return low.op("mul", x=unit, y=scale), low.op("real_div", x=scale, y=peak)
 
 

@@ -55,6 +55,18 @@ class Lowering:
             return x
         return self.op("transpose", x=x, perm=perm)
 
+    def sqrt(self, x: Value) -> Value:
+        """Square root; a power where the chip gives wrong values after ``sqrt``."""
+        if self.chip.refuses("sqrt_then_broadcast"):
+            return self.op("pow", x=x, y=0.5)
+        return self.op("sqrt", x=x)
+
+    def rsqrt(self, x: Value) -> Value:
+        """Inverse square root; a power where the chip refuses ``rsqrt`` after a reduction."""
+        if self.chip.refuses("rsqrt_after_reduce"):
+            return self.op("pow", x=x, y=-0.5)
+        return self.op("rsqrt", x=x, epsilon=0.0)
+
     def matmul(self, x: Value, y: Value) -> Value:
         """Matrix product over the last two axes; transposes of them fold into its flags."""
         x, transpose_x = self._flipped(x)

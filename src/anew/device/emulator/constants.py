@@ -13,14 +13,21 @@ from anew.mil.types import numpy_dtype
 
 
 def run_time_constants(function: Function) -> dict[str, Tensor]:
-    """Return the constants that operations read when a function runs, by name: float32, or bool if they are.
+    """Return the constants that operations read when a function runs, by name: float32 on the fp16 grid, or bool.
 
     Raises MilError when the operands of a ``constexpr_*`` operation do not fit each other.
     """
     producers = {v: op for op in function.ops if op.constant for v in op.outputs}
     read = {v for op in function.ops if not op.constant for v in op.tensors()} | set(function.outputs)
     stored = {v.name: _stored(v, producers) for v in read if v.constant}
-    return {name: x if x.dtype == torch.bool else x.float() for name, x in stored.items()}
+    return {name: _as_computed(x) for name, x in stored.items()}
+
+
+def _as_computed(x: Tensor) -> Tensor:
+    """A constant as kernels take it; the engine computes with fp16, also where a program says fp32."""
+    if x.dtype == torch.bool:
+        return x
+    return (x.half() if x.is_floating_point() else x).float()
 
 
 def _stored(value: Value, producers: Mapping[Value, Op]) -> Tensor:

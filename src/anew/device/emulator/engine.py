@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anew.chips import Violation, check, check_text, refused
 from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
 from anew.device.emulator.executor import Executable
 from anew.errors import UserError
@@ -29,14 +30,14 @@ class EmulatedEngine(Device):
             raise UserError(f"unknown numerics '{self.numerics}'; known: {', '.join(NUMERICS)}")
 
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
-        entry = parse_program(text, weights).function(function)
-        self._check_ports(entry)
-        return EmulatedProgram(self, entry)
+        self._check(check_text(text, self.chip))
+        program = parse_program(text, weights)
+        self._check(check(program, self.chip))
+        return EmulatedProgram(self, program.function(function))
 
-    def _check_ports(self, entry: Function) -> None:
-        for value in (*entry.inputs, *entry.outputs):
-            if value.type.dtype != "fp16":
-                raise DeviceError("compile", f"port '{value.name}' is {value.type}; the engine's ports are fp16")
+    def _check(self, violations: list[Violation]) -> None:
+        for violation in refused(violations):
+            raise DeviceError("compile", str(violation))
 
 
 class EmulatedProgram(LoadedProgram):

@@ -25,8 +25,8 @@ class Executable:
         _mark_last_uses(self.steps, keep={*self.outputs, *self.constants})
 
     def run(self, bindings: Mapping[str, Tensor]) -> None:
-        """Read the input buffers, run every step, write the output buffers."""
-        values: dict[str, Tensor] = {name: bindings[name].float() for name in self.inputs}
+        """Read the input buffers, run every step, write the output buffers; what fp32 buffers hold becomes fp16."""
+        values: dict[str, Tensor] = {name: bindings[name].half().float() for name in self.inputs}
         values.update(self.constants)
         with torch.no_grad():
             for step in self.steps:
