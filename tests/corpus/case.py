@@ -93,7 +93,7 @@ class Row:
         cases: makes the programs.
         stage: ``ok``, or where it is refused: ``parse``, ``compile``, ``load``, ``eval``.
         chips: where that holds; on the others an accepted row is refused, a rejected one runs.
-        reason: of a rejection, a pattern of the sentence.
+        reason: a pattern of the refusal's sentence; where it is empty, the sentence names the switch.
         switches: the disputed facts that decide the row.
         setting: switches that the report presumes.
         runs_if_allowed: False where anew itself lacks what a switch would allow.
@@ -139,3 +139,8 @@ def option(switch: str, refusing: bool) -> str:
     """The option of a switch that refuses, or that accepts."""
     refuse, accept = _OPTIONS.get(switch, ("refuse", "allow"))
     return refuse if refusing else accept
+
+
+def number(key: str) -> str:
+    """The number in the published list: a row's key without the letter of its program."""
+    return key.rstrip("abcdef")

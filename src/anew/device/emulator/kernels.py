@@ -56,15 +56,19 @@ class Arithmetic:
         self,
         x: Tensor,
         weight: Tensor,
+        bias: Tensor | None = None,
+        *,
         strides: tuple[int, int],
         pad_type: str,
         pad: tuple[int, ...],
         dilations: tuple[int, int],
         groups: int,
     ) -> Tensor:
+        """The bias is added to the rounded sums, as ``add`` would."""
         kernel, size = (weight.shape[2], weight.shape[3]), (x.shape[2], x.shape[3])
         padding = conv_padding(pad_type, pad, kernel, strides, dilations, size)
-        return conv2d(x, weight, strides, padding, dilations, groups, exact=self.exact, winograd=self.winograd)
+        sums = conv2d(x, weight, strides, padding, dilations, groups, exact=self.exact, winograd=self.winograd)
+        return sums if bias is None else round_elementwise_(sums + bias.view(-1, 1, 1))
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = self._product(torch.atleast_2d(x), weight.mT).view(*x.shape[:-1], weight.shape[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anew.mil.ops.registry import MilError, broadcast, const, define, shape_error, tensor
+from anew.mil.ops.registry import MilError, broadcast, const, constant, define, shape_error, tensor
 from anew.mil.types import TensorType
 
 
@@ -80,6 +80,7 @@ def conv_padding(
 def _conv_type(
     x: TensorType,
     weight: TensorType,
+    bias: TensorType | None,
     strides: tuple[int, int],
     pad_type: str,
     pad: tuple[int, ...],
@@ -94,6 +95,8 @@ def _conv_type(
         raise shape_error("conv", rule, strides=strides, pad=pad, dilations=dilations, groups=(groups,))
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise shape_error("conv", f"channels do not fit {groups} groups", x=x.shape, weight=weight.shape)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise shape_error("conv", "bias has one number an output channel", weight=weight.shape, bias=bias.shape)
     kernel = (weight.shape[2], weight.shape[3])
     p = conv_padding(pad_type, pad, kernel, strides, dilations, (x.shape[2], x.shape[3]))
     out = [
@@ -108,6 +111,7 @@ def _conv_type(
 def _conv(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     strides: tuple[int, int],
     pad_type: str,
     pad: tuple[int, ...],
@@ -116,11 +120,11 @@ def _conv(
 ) -> Tensor:
     kernel = (weight.shape[2], weight.shape[3])
     top, bottom, left, right = conv_padding(pad_type, pad, kernel, strides, dilations, (x.shape[2], x.shape[3]))
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, strides, 0, dilations, groups)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, strides, 0, dilations, groups)
 
 
-def _conv_flops(result: TensorType, weight: TensorType, **_: Any) -> int:
-    return 2 * result.numel * weight.numel // weight.shape[0]
+def _conv_flops(result: TensorType, weight: TensorType, bias: TensorType | None, **_: Any) -> int:
+    return 2 * result.numel * weight.numel // weight.shape[0] + (result.numel if bias is not None else 0)
 
 
 define(
@@ -128,6 +132,7 @@ define(
     (
         tensor("x"),
         tensor("weight"),
+        constant("bias", required=False),
         const("strides", "int32[]"),
         const("pad_type", "string"),
         const("pad", "int32[]"),
