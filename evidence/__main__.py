@@ -8,6 +8,7 @@ import sys
 import time
 
 MEASUREMENTS = (
+    "corpus",
     "silicon",
     "gradients",
     "arithmetic",

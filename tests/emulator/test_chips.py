@@ -1,4 +1,4 @@
-"""What differs between chips reaches the arithmetic: the form of 3x3 convolutions."""
+"""What differs between chips reaches programs and arithmetic: refusals, other operations, 3x3 convolutions."""
 
 import pytest
 import torch
@@ -7,6 +7,9 @@ from torch import Tensor
 from anew.chips import known_chips, load_chip
 from anew.device.emulator.conv import conv2d
 from anew.device.emulator.engine import EmulatedEngine
+from anew.frontend.options import Options
+from anew.frontend.placement import PlacementWarning
+from anew.frontend.session import session_for
 from anew.mil import Builder, print_program
 
 
@@ -37,3 +40,45 @@ def test_convolution_takes_the_chips_form(chip: str) -> None:
     assert not torch.equal(direct, winograd)
     expected = winograd if load_chip(chip).convolution == "winograd-f23-width" else direct
     assert torch.equal(convolve(chip, x, weight), expected)
+
+
+def operations(function, *shapes: tuple[int, ...], **options: object) -> set[str]:
+    """The MIL operations of a function's programs; its values are compared with PyTorch's."""
+    inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.5 for shape in shapes]
+    found = torch.compile(function, backend="anew", dynamic=False, options=options)(*inputs)
+    wanted = function(*(x.double() for x in inputs))
+    assert (found.double() - wanted).norm() <= 4e-3 * wanted.norm()
+    return {kind for plan in session_for(Options.parse(options)).plans for kind in plan.operations}
+
+
+def test_roots_where_the_chip_gives_wrong_values_after_them(fresh):
+    def root(x: Tensor, y: Tensor) -> Tensor:
+        return x / torch.sqrt(y)
+
+    assert "sqrt" in operations(root, (4, 8), (8,), chip="m4")
+    written = operations(root, (4, 8), (8,), chip="m1")
+    assert "pow" in written
+    assert "sqrt" not in written
+
+
+def test_an_inverse_root_where_a_switch_refuses_it_after_a_reduction(fresh):
+    def norm(x: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(x, (8,))
+
+    assert "rsqrt" in operations(norm, (4, 8), chip="m4")
+    written = operations(norm, (4, 8), chip="m4", switches={"rsqrt_after_reduce": "refuse"})
+    assert "pow" in written
+    assert "rsqrt" not in written
+
+
+@pytest.mark.parametrize(("times", "tiled"), [(4, True), (5, False)])
+def test_repetition_by_factors_that_tile_takes(times, tiled, fresh):
+    assert ("tile" in operations(lambda x: x.expand(times, 8) * 2, (1, 8))) == tiled
+
+
+def test_what_a_switch_refuses_runs_on_the_host(fresh):
+    def softmax(x: Tensor) -> Tensor:
+        return torch.softmax(x * 2, -1)
+
+    with pytest.warns(PlacementWarning, match="softmax.*runs over 12 elements.*disputed, switch 'softmax_power_of_2'"):
+        assert "softmax" not in operations(softmax, (4, 12), switches={"softmax_power_of_2": "refuse"})

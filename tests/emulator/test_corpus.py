@@ -8,6 +8,7 @@ import re
 import pytest
 
 from anew.chips import known_chips, load_chip
+from evidence import corpus
 from tests.corpus.accept import ACCEPT
 from tests.corpus.case import Row, number, option, outcomes
 from tests.corpus.reject import ELSEWHERE, REJECT
@@ -71,3 +72,8 @@ def test_the_whole_list_is_there():
 def test_switches_name_the_rows_that_hang_on_them():
     for name, switch in load_chip("m4").switches.items():
         assert set(switch.corpus) == {number(key) for key, hanging in HANGING if hanging == name}, name
+
+
+def test_the_pages_show_these_outcomes():
+    assert corpus.CORPUS.read_text() == corpus.corpus_page(), "run: python -m evidence corpus"
+    assert corpus.CHIPS.read_text() == corpus.chips_page(), "run: python -m evidence corpus"

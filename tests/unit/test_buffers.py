@@ -95,3 +95,22 @@ def test_no_two_threads_hold_the_same_memory(pool):
         t.join()
     assert not wrong
     assert pool.allocated_bytes <= 4 * 6 * 4 * 32 * 2  # each thread has three leases and makes three more
+
+
+def test_only_memory_laid_out_as_a_lease_holds_whole_rows():
+    pool = BufferPool(64)
+    assert pool.holds(pool.lease((2, 3, 5)))
+    assert pool.holds(torch.empty(2, 3, 32, dtype=torch.float16))  # its rows are 64 bytes long
+    assert not pool.holds(torch.empty(2, 3, 5, dtype=torch.float16))
+    assert not pool.holds(torch.empty(5, dtype=torch.float16))  # one row, of which 54 bytes are missing
+    assert not pool.holds(pool.lease((2, 3, 5))[:, 1:])
+    assert BufferPool(1).holds(torch.empty(2, 3, 5, dtype=torch.float16))
+
+
+def test_fp32_leases():
+    pool = BufferPool(64)
+    lease = pool.lease((1, 768, 1, 1), torch.float32)
+    assert (lease.dtype, lease.untyped_storage().nbytes()) == (torch.float32, 49152)
+    assert lease.data_ptr() % 64 == 0
+    lease.fill_(1.5)
+    assert lease.unique().tolist() == [1.5]

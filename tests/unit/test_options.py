@@ -16,7 +16,9 @@ def test_an_unknown_option_names_the_nearest_known_one():
 
 
 def test_an_unknown_option_like_none_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown option 'zzzz'; known: device, chip, numerics, strict, scaling"):
+    with pytest.raises(
+        UserError, match="unknown option 'zzzz'; known: device, chip, numerics, strict, scaling, switches"
+    ):
         Options.parse({"zzzz": 1})
 
 
@@ -27,6 +29,9 @@ def test_an_unknown_option_like_none_lists_the_known_ones():
         ("numerics", "slow", "option 'numerics' is one of exact, fast, not 'slow'"),
         ("scaling", True, "option 'scaling' is one of operands, none, not True"),
         ("strict", 1, "option 'strict' is True or False, not 1"),
+        ("switches", {"gqs": "allow"}, "unknown switch 'gqs'; known: row_pitch, "),
+        ("switches", {"gqa": "maybe"}, "switch 'gqa' is one of allow, refuse, not 'maybe'"),
+        ("switches", "gqa", "option 'switches' gives an option by name, not 'gqa'"),
         ("chip", "m99", "option 'chip' is one of m1, m2, m3, m4, m5, not 'm99'"),
         ("chip", ["m4"], r"option 'chip' is one of m1, m2, m3, m4, m5, not \['m4'\]"),
     ],
@@ -41,6 +46,12 @@ def test_good_values_are_taken():
     assert options == Options("null", "m5", "exact", True, "none")
     assert options.make_device().name == "null"
     assert options.make_device().chip.name == "m5"
+
+
+def test_switches_reach_the_chip():
+    options = Options.parse({"chip": "m3", "switches": {"gqa": "refuse", "fp32": "allow"}})
+    assert options == Options(chip="m3", switches=(("fp32", "allow"), ("gqa", "refuse")))
+    assert options.make_device().chip.refuses("gqa")
 
 
 def test_auto_is_the_emulator_and_says_so():

@@ -166,7 +166,7 @@ def _layer_norm(op: Op, chip: Chip, producer: Producer) -> Iterator[Breach]:
 def _sdpa(op: Op, chip: Chip, producer: Producer) -> Iterator[Breach]:
     query, key = _single(op, "query"), _single(op, "key")
     length = max(query.shape[-2], key.shape[-2])
-    yield from _at_most(op.output, "has positions to the number of", length, chip, "max_sdpa_length")
+    yield from _at_most(op.output, "has a sequence of", length, chip, "max_sdpa_length")
     if "attn_mask" in op.inputs:
         yield Breach(op.output, "ignores its mask", "sdpa_mask")
 

@@ -28,6 +28,8 @@ class Options:
         strict: raise where an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``, or ``none`` to leave operands and cotangents as they are, to study the arithmetic:
             gradients are then noise unless the loss is scaled up, and overflows go unseen.
+        switches: what to take for true of the facts on which sources disagree, option by name as in docs/chips.md:
+            ``{"rsqrt_after_reduce": "refuse"}``. Kept as sorted pairs.
     """
 
     device: str = "auto"
@@ -35,6 +37,7 @@ class Options:
     numerics: str = "fast"
     strict: bool = False
     scaling: str = "operands"
+    switches: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check("device", self.device, DEVICES)
@@ -43,6 +46,10 @@ class Options:
         if not isinstance(self.strict, bool):
             raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
         _check("chip", self.chip, tuple(known_chips()))
+        if not isinstance(self.switches, (Mapping, tuple)):
+            raise UserError(f"option 'switches' gives an option by name, not {self.switches!r}")
+        object.__setattr__(self, "switches", tuple(sorted(dict(self.switches).items())))
+        load_chip(self.chip, dict(self.switches))  # raises for an unknown switch
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -57,7 +64,7 @@ class Options:
 
     def make_device(self) -> Device:
         """Make the device these options name."""
-        chip = load_chip(self.chip)
+        chip = load_chip(self.chip, dict(self.switches))
         if self.device == "null":
             return NullDevice(chip)
         return EmulatedEngine(chip, numerics=self.numerics)
