@@ -72,7 +72,7 @@ From the data files in `src/anew/chips`; `python -m evidence corpus` writes this
 ## Disputed facts
 
 A switch takes one of two options: `load_chip("m3", {{"fp32": "allow"}})`. What an `allow` lets through,
-`anew.chips.check` still reports, on the chips where a refusal was seen.
+`anew.chips.check.check` still reports, on the chips where a refusal was seen.
 
 {_table(("switch", "option taken", "refusal seen on", "options and source:", "rows"), _switches(chips))}
 """

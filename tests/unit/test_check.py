@@ -2,7 +2,8 @@
 
 import pytest
 
-from anew.chips import check, check_text, load_chip, refused
+from anew.chips import load_chip
+from anew.chips.check import check, check_text, refused
 from anew.mil import Builder, TensorType
 
 CONV = {"strides": [1, 1], "pad_type": "valid", "pad": [0, 0, 0, 0], "dilations": [1, 1], "groups": 1}

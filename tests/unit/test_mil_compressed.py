@@ -229,9 +229,9 @@ def test_text_round_trip_and_emulator(kind, opset, tensors, params):
     parsed = parse_program(*printed)
     assert print_program(parsed) == printed
     assert ("()[" in printed[0].split(kind)[1]) == (opset == "iOS16")  # the older operations stand in brackets
-    operation = EmulatedEngine(load_chip("m4")).compile(*printed).operation()
-    x = torch.ones(parsed.main.inputs[0].shape, dtype=torch.float16)
-    y = torch.empty_like(x)
+    engine = EmulatedEngine(load_chip("m4"))
+    operation = engine.compile(*printed).operation()
+    x, y = (engine.buffers.lease(parsed.main.inputs[0].shape).fill_(1.0) for _ in "xy")
     operation.bind({"x": x, "y": y})
     operation.execute()
     torch.testing.assert_close(y, meaning(kind, tensors, params), rtol=0, atol=0)

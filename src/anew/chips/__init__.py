@@ -1,20 +1,8 @@
-"""What each engine generation can do, as data files, every row with its source; and a checker of MIL against it."""
+"""What each engine generation can do, as data files, every row with its source.
 
-from anew.chips.check import check, check_op, check_text, refused
+:mod:`anew.chips.check` checks MIL against a chip; it stands apart, as it loads PyTorch and the data files do not.
+"""
+
 from anew.chips.chip import Chip, Row, Switch, known_chips, load_chip
-from anew.chips.rules import extents
-from anew.chips.violation import Violation
 
-__all__ = [
-    "Chip",
-    "Row",
-    "Switch",
-    "Violation",
-    "check",
-    "check_op",
-    "check_text",
-    "extents",
-    "known_chips",
-    "load_chip",
-    "refused",
-]
+__all__ = ["Chip", "Row", "Switch", "known_chips", "load_chip"]

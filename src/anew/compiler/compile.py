@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from anew.chips import Chip, check_op, extents, refused
+from anew.chips import Chip
+from anew.chips.check import check_op, refused
+from anew.chips.rules import extents
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anew.chips import Violation, check, check_text, refused
+from anew.chips.check import check, check_text, refused
+from anew.chips.violation import Violation
 from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
 from anew.device.emulator.executor import Executable
 from anew.errors import UserError
