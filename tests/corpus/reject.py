@@ -10,10 +10,8 @@ from torch.nn import functional as F
 
 from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import Builder, Value, print_program
-from tests.corpus.accept import (
-    ANEFORGE,
-    MADERIX,
-    ORION,
+from tests.corpus.accept import ANEFORGE, MADERIX, ORION
+from tests.corpus.blocks import (
     attend,
     attend_reference,
     causal,
@@ -21,13 +19,13 @@ from tests.corpus.accept import (
     layer_norm,
     layer_norm_reference,
     linear,
-    lora,
     rms_norm,
     rms_norm_reference,
     split_heads,
     weight,
 )
 from tests.corpus.case import Case, Row, Run, built, numbers, packed, text
+from tests.corpus.training import lora
 
 X = "tensor<fp16, [1, 64, 1, 32]> x"
 
