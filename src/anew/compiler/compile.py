@@ -14,6 +14,7 @@ from anew.chips import Chip
 from anew.chips.check import check_op, refused
 from anew.chips.rules import extents
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
+from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
@@ -65,6 +66,7 @@ def compile_graph(
         inputs=_input_ports(module.graph, scaled, kinds),
         outputs=tuple(outputs),
         passed=tuple((i, _argument(module.graph, n)) for i, n in results.items() if n.op == "placeholder"),
+        truths=tuple(i for i, n in results.items() if n.meta["val"].dtype == torch.bool),
         result_count=len(_output_args(module.graph)),
         scales=scaled.scales,
         flops=_flops(scaled.function),
@@ -76,7 +78,7 @@ def why_not(node: Node, chip: Chip) -> str | None:
     """Return the rule that keeps one node off the engine, or None when it lowers."""
     low = Lowering(chip)
     try:
-        values = {n: _port(low, n) for n in node.all_input_nodes}
+        values = {n: _port(low, n) if number_of(n) is None else number_of(n) for n in node.all_input_nodes}
         _lower(node, low, values)
     except (NotLowered, MilError) as error:
         return str(error)
@@ -102,15 +104,10 @@ def _port(low: Lowering, node: Node) -> Any:
     return low.builder.input(node.name, shape_of(node))
 
 
-def _is_mask(node: Node) -> bool:
-    """Whether a bool tensor becomes an additive mask at the boundary and is nothing else."""
-    return all(user.target is torch.ops.anew.additive_mask.default for user in node.users)
-
-
 def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
     if not isinstance(val, torch.Tensor):
         raise NotLowered(f"'{node.name}' is {type(val).__name__}, not a tensor")
-    if val.dtype != torch.float32 and not (val.dtype == torch.bool and _is_mask(node)):
+    if val.dtype not in (torch.float32, torch.bool):  # a bool tensor is the numbers 1 and 0
         raise NotLowered(f"'{node.name}' is {val.dtype}; a region takes and gives torch.float32")
     shape = list(val.shape)
     if any(not isinstance(n, int) for n in shape):
@@ -125,6 +122,8 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
     if node.target is operator.getitem:
         source, index = node.args
         return values[source][index]  # type: ignore[index]
+    if (number := number_of(node)) is not None:
+        return number
     function = TABLE.get(node.target)
     if function is None:
         raise NotLowered(f"'{node.target}' has no lowering")

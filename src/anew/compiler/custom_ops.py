@@ -51,6 +51,137 @@ def _backward(ctx: Any, grad: Tensor | None, grad_rstd: Tensor | None) -> tuple[
 rms_norm.register_autograd(_backward, setup_context=_save)
 
 
+@torch.library.custom_op("anew::standardize", mutates_args=())
+def standardize(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring x to mean 0 and variance 1 over axes, without gain and bias.
+
+    Returns ``(x - mean) / sqrt(var + eps)``, the reciprocal standard deviation and the mean, the axes kept with length
+    one. The gradient flows through the first result only.
+    """
+    mean = x.mean(axes, keepdim=True)
+    rstd = torch.rsqrt((x - mean).square().mean(axes, keepdim=True) + eps)
+    return (x - mean) * rstd, rstd, mean
+
+
+@standardize.register_fake
+def _(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    reduced = x.new_empty(_reduced(x, axes))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), reduced, torch.empty_like(reduced)
+
+
+def _reduced(x: Tensor, axes: list[int]) -> list[int]:
+    kept = {a % x.dim() for a in axes}
+    return [1 if i in kept else n for i, n in enumerate(x.shape)]
+
+
+@torch.library.custom_op("anew::standardize_backward", mutates_args=())
+def standardize_backward(grad: Tensor, normed: Tensor, rstd: Tensor, axes: list[int]) -> Tensor:
+    """Gradient of :func:`standardize` from its first two results."""
+    along = (grad * normed).mean(axes, keepdim=True)
+    return rstd * (grad - grad.mean(axes, keepdim=True) - normed * along)
+
+
+@standardize_backward.register_fake
+def _(grad: Tensor, normed: Tensor, rstd: Tensor, axes: list[int]) -> Tensor:
+    return torch.empty_like(normed)
+
+
+def _save_standardize(ctx: Any, inputs: tuple[Tensor, list[int], float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.axes = inputs[1]
+    ctx.save_for_backward(*output[:2])
+    ctx.set_materialize_grads(False)
+
+
+def _standardize_backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, None, None]:
+    if any(other is not None for other in others):
+        raise RuntimeError("anew::standardize: only the first result is differentiable")
+    back = torch.ops.anew.standardize_backward
+    return (None if grad is None else back(grad, *ctx.saved_tensors, ctx.axes)), None, None
+
+
+standardize.register_autograd(_standardize_backward, setup_context=_save_standardize)
+
+
+@torch.library.custom_op("anew::amax", mutates_args=())
+def amax(x: Tensor, axes: list[int]) -> Tensor:
+    """Largest value over axes, which are kept with length one."""
+    return x.amax(axes, keepdim=True)
+
+
+@amax.register_fake
+def _(x: Tensor, axes: list[int]) -> Tensor:
+    return x.new_empty(_reduced(x, axes))
+
+
+@torch.library.custom_op("anew::amax_backward", mutates_args=())
+def amax_backward(grad: Tensor, x: Tensor, y: Tensor, axes: list[int]) -> Tensor:
+    """Gradient of :func:`amax`: the largest values share it evenly, as in torch.amax."""
+    hits = (x == y).to(x.dtype)
+    return hits * (grad / hits.sum(axes, keepdim=True))
+
+
+@amax_backward.register_fake
+def _(grad: Tensor, x: Tensor, y: Tensor, axes: list[int]) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_amax(ctx: Any, inputs: tuple[Tensor, list[int]], output: Tensor) -> None:
+    ctx.axes = inputs[1]
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _amax_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.anew.amax_backward(grad, *ctx.saved_tensors, ctx.axes), None
+
+
+amax.register_autograd(_amax_backward, setup_context=_save_amax)
+
+
+@torch.library.custom_op("anew::max_pool2d", mutates_args=())
+def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """Largest value of each window of x [batch, channels, height, width]."""
+    return torch.nn.functional.max_pool2d(x, kernel, stride, padding, dilation)
+
+
+@max_pool2d.register_fake
+def _(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    sides = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    return x.new_empty((*x.shape[:2], *sides))
+
+
+@torch.library.custom_op("anew::max_pool2d_backward", mutates_args=())
+def max_pool2d_backward(
+    grad: Tensor, x: Tensor, y: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """Gradient of :func:`max_pool2d` from its operand and result: the first of equal values takes it, as in torch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        pooled = torch.nn.functional.max_pool2d(x, kernel, stride, padding, dilation)
+    return torch.autograd.grad(pooled, x, grad)[0]
+
+
+@max_pool2d_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, y: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _save_max_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.window = inputs[1:]
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    return torch.ops.anew.max_pool2d_backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
+
+
+max_pool2d.register_autograd(_max_pool_backward, setup_context=_save_max_pool)
+
+
 @torch.library.custom_op("anew::additive_mask", mutates_args=())
 def additive_mask(mask: Tensor) -> Tensor:
     """An additive fp32 mask of a bool one's shape: 0 where it is True, ``MASKED`` elsewhere."""

@@ -4,6 +4,7 @@
 head's
   rows, so nothing is repeated
 * ``x * rsqrt(mean(x^2) + eps)`` becomes one operation whose forward and backward stay within fp16 at any scale of x
+* norms, pooling and some activations are written out in a form that stays within fp16
 * casts to the type a tensor already has disappear
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from anew.compiler import custom_ops  # noqa: F401  (registers torch.ops.anew)
+from anew.frontend.functions import METHODS, REPLACEMENTS
 
 
 def canonicalize(module: GraphModule) -> None:
@@ -30,8 +31,11 @@ def canonicalize(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in _ATTENTION:
             _retarget(node, attention)
-        elif node.op == "call_function" and node.target in (F.rms_norm, torch.rms_norm):
-            _retarget(node, rms_norm)
+        elif node.op == "call_function" and node.target in REPLACEMENTS:
+            _retarget(node, REPLACEMENTS[node.target])
+        elif node.op == "call_method" and node.target in METHODS:
+            node.op = "call_function"
+            _retarget(node, METHODS[node.target])
         else:
             _match_rms_norm(node)
     module.graph.eliminate_dead_code()
@@ -66,14 +70,6 @@ def attention(
     weights = F.dropout(torch.softmax(scores, -1), dropout_p, training=dropout_p > 0)
     mixed = torch.matmul(weights.view(*batch, shared, heads // shared * length, keys), value)
     return mixed.view(*batch, heads, length, value.shape[-1])
-
-
-def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """Torch's rms_norm over the last axis by way of anew's operation."""
-    if len(shape) != 1:
-        return F.rms_norm(x, shape, weight, eps)
-    normed = torch.ops.anew.rms_norm(x, torch.finfo(x.dtype).eps if eps is None else eps)[0]
-    return normed if weight is None else normed * weight
 
 
 def _normalized(x: Tensor, eps: float) -> Tensor:

@@ -13,13 +13,16 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from anew.compiler.compile import compile_graph
+from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
 from anew.frontend.canonical import canonicalize
+from anew.frontend.decompositions import DECOMPOSITIONS
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, report, returned_views, split
 from anew.frontend.segment import Segment, WeightStore
 from anew.frontend.segment import Statistics as Counts
 from anew.frontend.session import CompiledGraph, Session
+from anew.frontend.statistics import take_statistics
 from anew.plan import Plan
 
 Compiled = Callable[..., Any]
@@ -44,6 +47,7 @@ class Region:
 
     def compile(self) -> Compiled:
         """Return a callable with the captured graph's signature."""
+        statistics = take_statistics(self.module)
         canonicalize(self.module)
         functorch_config.donated_buffer = False  # or autograd refuses retain_graph=True, when it runs too
         compiled: Compiled = aot_module_simplified(
@@ -53,8 +57,9 @@ class Region:
             bw_compiler=self._backward,
             inference_compiler=self._inference,
             partition_fn=self._partition,
+            decompositions=DECOMPOSITIONS,
         )
-        return compiled
+        return statistics.wrap(compiled)
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         self.results = num_fwd_outputs
@@ -85,11 +90,12 @@ class Region:
 
     def _compile_real(self, module: GraphModule, name: str, kinds: dict[str, str], first_saved: int | None) -> Compiled:
         chip = self.session.device.chip
+        one_reader_each(module)
         refused = host_operations(module, name, chip)
         report(list(refused.values()), strict=self.session.options.strict)
         self.session.host_operations.extend(refused.values())
         self.session.graphs.append(CompiledGraph.of(module, name, set(refused)))
-        host = {*refused, *returned_views(module)}
+        host = {*refused, *returned_views(module), *numbers_of_host(module, set(refused))}
         if host:
             return GraphCall(name, split(module, name, host, kinds, self._whole_segment), self.session.counts)
         count = len(module.graph.output_node().args[0])  # type: ignore[arg-type]

@@ -165,7 +165,7 @@ class Segment:
             return x  # a saved activation: it lies in a leased buffer already
         buffer = self.device.buffers.lease(port.shape)
         if x.dtype == torch.bool:
-            return buffer.fill_(MASKED).masked_fill_(x, 0.0)
+            return buffer.copy_(x)
         return buffer.copy_(x if magnitude(x) <= FP16_MAX else self._finite(port, x))
 
     def _strides(self, port: InputPort) -> tuple[int, ...]:
@@ -228,7 +228,7 @@ class Segment:
                 carried = exponents[port.product] if port.product is not None else 0
                 x = unscaled(x, carried + (cotangent if port.linear else 0))
             for position in port.results:
-                results[position] = x
+                results[position] = x != 0 if position in self.plan.truths and not port.saved else x
         for position, argument in self.plan.passed:
             results[position] = args[argument]
         return results

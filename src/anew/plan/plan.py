@@ -97,6 +97,7 @@ class Plan:
     inputs: tuple[InputPort, ...]
     outputs: tuple[OutputPort, ...]
     passed: tuple[tuple[int, int], ...]  # results that are arguments unchanged: (result, argument)
+    truths: tuple[int, ...]  # results that are bool tensors outside, and the numbers 1 and 0 in the program
     result_count: int
     scales: ScalePlan
     flops: int

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from anew.compiler.lowering.comparison import truth
 from anew.compiler.lowering.table import Lowering, NotLowered, lowers
 from anew.mil import Value
 
@@ -29,6 +30,7 @@ def _binary(kind: str) -> Callable[..., Value]:
 lowers(aten.add.Tensor, aten.add.Scalar)(_binary("add"))
 lowers(aten.sub.Tensor, aten.sub.Scalar)(_binary("sub"))
 lowers(aten.mul.Tensor, aten.mul.Scalar)(_binary("mul"))
+lowers(aten.pow.Tensor_Tensor)(_binary("pow"))
 lowers(aten.maximum.default)(_binary("maximum"))
 lowers(aten.minimum.default)(_binary("minimum"))
 
@@ -38,6 +40,26 @@ def _div(low: Lowering, node: Node, x: Value, y: Value | Scalar) -> Value:
     if isinstance(y, Value):
         return low.op("real_div", x=x, y=y)
     return low.op("mul", x=x, y=1.0 / y)
+
+
+@lowers(aten.rsub.Scalar, aten.rsub.Tensor)
+def _rsub(low: Lowering, node: Node, x: Value, y: Value | Scalar, alpha: Scalar = 1) -> Value:
+    return low.op("sub", x=y, y=x if alpha == 1 else low.op("mul", x=x, y=alpha))
+
+
+@lowers(aten.addcmul.default)
+def _addcmul(low: Lowering, node: Node, x: Value, y: Value, z: Value, value: Scalar = 1) -> Value:
+    return low.op("add", x=x, y=low.op("mul", x=y if value == 1 else low.op("mul", x=y, y=value), y=z))
+
+
+@lowers(aten.addcdiv.default)
+def _addcdiv(low: Lowering, node: Node, x: Value, y: Value, z: Value, value: Scalar = 1) -> Value:
+    return low.op("add", x=x, y=low.op("real_div", x=y if value == 1 else low.op("mul", x=y, y=value), y=z))
+
+
+@lowers(aten.lerp.Scalar, aten.lerp.Tensor)
+def _lerp(low: Lowering, node: Node, x: Value, y: Value, weight: Value | Scalar) -> Value:
+    return low.op("add", x=x, y=low.op("mul", x=low.op("sub", x=y, y=x), y=weight))
 
 
 @lowers(aten.neg.default)
@@ -61,7 +83,11 @@ def _unary(kind: str, **fixed: Any) -> Callable[..., Value]:
 
 
 lowers(aten.abs.default)(_unary("abs"))
+lowers(aten.sgn.default, aten.sign.default)(_unary("sign"))
+lowers(aten.relu.default)(_unary("relu"))
 lowers(aten.exp.default)(_unary("exp"))
+lowers(aten.log.default)(_unary("log", epsilon=0.0))
+lowers(aten.erf.default)(_unary("erf"))
 lowers(aten.sqrt.default)(lambda low, node, x: low.sqrt(x))
 lowers(aten.rsqrt.default)(lambda low, node, x: low.rsqrt(x))
 lowers(aten.reciprocal.default)(_unary("inverse", epsilon=0.0))
@@ -122,6 +148,8 @@ def _same(low: Lowering, node: Node, x: Value, memory_format: object = None) -> 
 
 @lowers(aten._to_copy.default)
 def _to_copy(low: Lowering, node: Node, x: Value, dtype: torch.dtype | None = None, **kwargs: Any) -> Value:
+    if dtype == torch.bool:
+        return truth(low, low.op("not_equal", x=x, y=0.0))
     if dtype not in (None, torch.float32):
         raise NotLowered(f"a cast to {dtype} inside a region would not keep the boundary's float32")
     return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,38 @@ def _mean(
     return low.op("reduce_mean", x=x, axes=axes, keep_dims=keepdim)
 
 
+def _extremum(kind: str) -> Callable[..., Value]:
+    def lower(low: Lowering, node: Node, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+        axes = sorted(d % x.type.rank for d in (dims or range(x.type.rank)))
+        return low.op(kind, x=x, axes=axes, keep_dims=keepdim)
+
+    return lower
+
+
+lowers(aten.amax.default)(_extremum("reduce_max"))
+lowers(aten.amin.default)(_extremum("reduce_min"))
+
+
+@lowers(anew.amax.default)
+def _amax(low: Lowering, node: Node, x: Value, axes: Sequence[int]) -> Value:
+    return low.op("reduce_max", x=x, axes=axes, keep_dims=True)
+
+
+@lowers(anew.amax_backward.default)
+def _amax_backward(low: Lowering, node: Node, grad: Value, x: Value, y: Value, axes: Sequence[int]) -> Value:
+    hits = low.op("select", cond=low.op("equal", x=x, y=y), a=1.0, b=0.0)
+    count = low.op("reduce_sum", x=hits, axes=axes, keep_dims=True)
+    return low.op("mul", x=hits, y=low.op("real_div", x=grad, y=count))
+
+
+@lowers(aten.logsumexp.default)
+def _logsumexp(low: Lowering, node: Node, x: Value, dims: Sequence[int], keepdim: bool = False) -> Value:
+    axes = sorted(d % x.type.rank for d in dims)
+    peak = low.op("reduce_max", x=x, axes=axes, keep_dims=True)
+    total = low.op("reduce_sum", x=low.op("exp", x=low.op("sub", x=x, y=peak)), axes=axes, keep_dims=True)
+    return low.reshape(low.op("add", x=low.op("log", x=total, epsilon=0.0), y=peak), shape_of(node))
+
+
 @lowers(aten._softmax.default)
 def _softmax(low: Lowering, node: Node, x: Value, dim: int, half_to_float: bool) -> Value:
     return low.op("softmax", x=x, axis=dim)
@@ -83,7 +115,7 @@ def _rms_norm_backward(low: Lowering, node: Node, grad: Value, normed: Value, rs
 
 @lowers(anew.additive_mask.default)
 def _additive_mask(low: Lowering, node: Node, mask: Value) -> Value:
-    return mask  # the boundary writes a bool tensor into its port as an additive mask
+    return low.op("mul", x=low.op("sub", x=mask, y=1.0), y=-MASKED)
 
 
 @lowers(anew.causal_mask.default)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch.fx import Node
 
 from anew.chips import Chip
 from anew.errors import AnewError
-from anew.mil import Builder, Value, lookup
+from anew.mil import Builder, OpDef, Value, lookup
+from anew.mil.ops.registry import broadcast
 
 #: Numbers from here on round to infinity in fp16, and those up to the second to 0.
 FP16_OVERFLOW, FP16_VANISHES = 65520.0, 2.0**-25
@@ -26,14 +28,63 @@ class Lowering:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.builder = Builder()
+        self._expanded: dict[Value, Value] = {}  # what each expanded value was before
 
     def op(self, kind: str, **operands: Any) -> Value:
         """Append a MIL operation; raises NotLowered for a number that fp16 would turn into infinity or 0."""
-        for param in lookup(kind).params:
+        definition = lookup(kind)
+        for param in definition.params:
             operand = operands.get(param.name)
             if param.kind == "tensor" and isinstance(operand, (int, float)):
                 _check_number(operand)
-        return self.builder.op(kind, **operands)
+        return self.builder.op(kind, **self._narrowed(definition, operands))
+
+    def _narrowed(self, definition: OpDef, operands: dict[str, Any]) -> dict[str, Any]:
+        """The operands without expansions that the operation does by itself, as elementwise operations broadcast."""
+        if definition.family == "mac" or len(operands) < 2 or any(p.kind != "tensor" for p in definition.params):
+            return operands
+        for name, value in operands.items():
+            source = self._expanded.get(value)
+            if source is not None and _broadcast(operands | {name: source}) == _broadcast(operands):
+                operands = operands | {name: source}
+        return operands
+
+    def expand(self, x: Value, shape: Sequence[int]) -> Value:
+        """Repeat along axes of length one, and along new leading axes, to a shape."""
+        source = out = self.reshape(x, (1,) * (len(shape) - x.type.rank) + x.shape)
+        for axis, n in enumerate(shape):
+            if n != out.shape[axis]:
+                out = self._repeat(out, axis, n)
+        if out is not source:
+            self._expanded[out] = source
+        return out
+
+    def _repeat(self, x: Value, axis: int, n: int) -> Value:
+        """Repeat an axis of one element: the engine's tile takes few factors, a product with ones takes any."""
+        along = [1] * x.type.rank
+        along[axis] = n
+        if n in self.chip.tile_factors:
+            return self.op("tile", x=x, reps=along)
+        return self.op("mul", x=x, y=self.builder.array(np.ones(along), hint="ones"))
+
+    def full(self, shape: Sequence[int], number: float) -> Value:
+        """A tensor of one number."""
+        _check_number(number)
+        return self.expand(self.builder.array(np.full((1,) * len(shape), number), "fill"), shape)
+
+    def span(self, x: Value, axis: int, begin: int, end: int, fill: float = 0.0) -> Value:
+        """The positions ``begin`` to ``end`` of one axis; those outside it are ``fill``."""
+        length = x.shape[axis]
+        first, last = max(begin, 0), min(end, length)
+        if (first, last) != (0, length):
+            at = [first if i == axis else 0 for i in range(x.type.rank)]
+            size = [last - first if i == axis else n for i, n in enumerate(x.shape)]
+            x = self.op("slice_by_size", x=x, begin=at, size=size)
+        if (first, last) != (begin, end):
+            pad = [0] * (2 * x.type.rank)
+            pad[2 * axis : 2 * axis + 2] = [first - begin, end - last]
+            x = self.op("pad", x=x, pad=pad, mode="constant", constant_val=fill)
+        return x
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         """Reshape, or ``x`` itself when it has that shape; a reshape of a reshape becomes one."""
@@ -80,6 +131,13 @@ class Lowering:
         perm, rank = list(_single(before.inputs["perm"]).const), x.type.rank
         flip = [*range(rank - 2), rank - 1, rank - 2]
         return (_single(before.inputs["x"]), True) if perm == flip else (x, False)
+
+
+def _broadcast(operands: dict[str, Any]) -> tuple[int, ...]:
+    shape: tuple[int, ...] = ()
+    for operand in operands.values():
+        shape = broadcast("operands", shape, operand.shape if isinstance(operand, Value) else ())
+    return shape
 
 
 def _check_number(x: float) -> None:

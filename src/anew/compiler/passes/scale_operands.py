@@ -1,4 +1,4 @@
-"""Give every matmul operand a power of two, divide it out of the product, and report maxima.
+"""Give every operand of a matmul or convolution a power of two, divide it out of the product, and report maxima.
 
 The engine rounds each product of a multiply-accumulate to 2^-16 and overflows at 32752, so operands must be brought
 to a fitting range. The factors come in through one input port and differ for each instance of the program; the
@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from anew.compiler.passes.rewriter import Rewriter, uses_of
 from anew.mil import Function, Op, Value
 from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
+
+#: The operations of the multiply-accumulate array that a program is lowered to.
+PRODUCTS = ("matmul", "conv")
 
 
 @dataclass
@@ -33,11 +36,11 @@ def scale_operands(function: Function, weights: set[str], checked: Sequence[int]
     """Insert operand scales.
 
     Args:
-        function: the function; its matmuls are scaled.
+        function: the function; its products (matmul, conv) are scaled.
         weights: names of the input ports that are parameters.
         checked: positions of the outputs whose maxima are reported, so that an overflow is seen.
     """
-    if not any(op.kind == "matmul" for op in function.ops) and not checked:
+    if not any(op.kind in PRODUCTS for op in function.ops) and not checked:
         return Scaled(function, ScalePlan())
     return _Scaler(function, weights, checked).run()
 
@@ -48,23 +51,23 @@ class _Scaler:
         self.checked = checked
         self.uses = uses_of(function)
         self.producers = {v: op for op in function.ops for v in op.outputs}
-        matmuls = [op for op in function.ops if op.kind == "matmul"]
-        operands = list(dict.fromkeys(v for op in matmuls for v in op.tensors()))
+        products = [op for op in function.ops if op.kind in PRODUCTS]
+        operands = list(dict.fromkeys(v for op in products for v in op.tensors()))
         self.index = {v: i for i, v in enumerate(operands)}
         self.weights = {v for v in operands if v.name in weights and self._meets_activations(v, weights)}
         dynamic = [v for v in operands if v.const is None and v not in self.weights]
         self.rows = {v: row for row, v in enumerate(dynamic)}
-        self.ends = {op: self._output_end(op.output) for op in matmuls}
-        inner = [op for op in matmuls if self.ends[op] is None]
+        self.ends = {op: self._output_end(op.output) for op in products}
+        inner = [op for op in products if self.ends[op] is None]
         self.inverse_rows = {op: len(dynamic) + i for i, op in enumerate(inner)}
-        self.products = {op: i for i, op in enumerate(matmuls)}
+        self.products = {op: i for i, op in enumerate(products)}
         outer = {end for end in self.ends.values() if end is not None}
         reported = {*outer, *(i for i, v in enumerate(function.outputs) if v in self.rows)}
         self.checked = [i for i in checked if i not in reported]
 
     def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
         """Whether a weight is only multiplied with values whose exponents leave room for its own."""
-        if weight in self.function.outputs or any(op.kind != "matmul" for op in self.uses[weight]):
+        if weight in self.function.outputs or any(op.kind not in PRODUCTS for op in self.uses[weight]):
             return False
         others = [v for op in self.uses[weight] for v in op.tensors() if v is not weight]
         return len(others) == len(self.uses[weight]) and all(v.const is None and v.name not in weights for v in others)
@@ -77,7 +80,7 @@ class _Scaler:
         if len(self.uses[value]) != 1:
             return None
         (use,) = self.uses[value]
-        return self._output_end(use.output) if use.kind in ("reshape", "transpose") else None
+        return self._output_end(use.output) if use.kind in ("reshape", "transpose", "slice_by_size") else None
 
     def run(self) -> Scaled:
         new = Rewriter(self.function)
@@ -90,7 +93,7 @@ class _Scaler:
         operand_maxima: dict[Value, int] = {}
         product_maxima: dict[Op, int] = {}
         for op in self.function.ops:
-            if op.kind != "matmul":
+            if op.kind not in PRODUCTS:
                 new.copy(op)
                 continue
             for value in op.tensors():
@@ -98,7 +101,7 @@ class _Scaler:
                     operand_maxima[value] = self._report(new[value])
                     factor = self._factor(self.rows[value])
                     self.scaled[value] = new.builder.op("mul", hint="scaled", x=new[value], y=factor)
-            product_maxima[op] = self._matmul(op)
+            product_maxima[op] = self._multiply(op)
         results = [self._report(new[self.function.outputs[i]]) for i in self.checked]
         plan = ScalePlan(
             operands=tuple(Operand(self.rows.get(v), operand_maxima.get(v)) for v in self.index),
@@ -117,8 +120,8 @@ class _Scaler:
             {end: self.products[op] for op, end in self.ends.items() if end is not None},
         )
 
-    def _matmul(self, op: Op) -> int:
-        """Copy a matmul over its scaled operands; returns the row of the product's maximum."""
+    def _multiply(self, op: Op) -> int:
+        """Copy a product over its scaled operands; returns the row of the product's maximum."""
         before = {v: self.new[v] for v in op.tensors()}
         self.new.values.update({v: self.scaled[v] for v in before if v in self.scaled})
         product = self.new.copy(op)

@@ -41,6 +41,7 @@ def _unary(name: str, meaning: Callable[[Tensor], Tensor], family: str) -> None:
 _unary("abs", torch.abs, "elementwise")
 _unary("relu", torch.relu, "elementwise")
 _unary("square", torch.square, "elementwise")
+_unary("sign", torch.sign, "lookup")
 _unary("exp", torch.exp, "lookup")
 _unary("sqrt", torch.sqrt, "lookup")
 _unary("erf", torch.erf, "lookup")

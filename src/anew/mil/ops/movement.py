@@ -135,3 +135,12 @@ define(
     _pad,
     "move",
 )
+
+
+def _reverse_type(x: TensorType, axes: tuple[int, ...]) -> TensorType:
+    for axis in axes:
+        axis_of("reverse", axis, x.rank)
+    return x
+
+
+define("reverse", (tensor("x"), const("axes", "int32[]")), _reverse_type, lambda x, axes: x.flip(tuple(axes)), "move")
