@@ -89,7 +89,7 @@ def max_pool2d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
+    return_indices: Any = False,
 ) -> Any:
     """Torch's max_pool2d; with ``ceil_mode`` or indices, or of a single image, it stays what it is."""
     if ceil_mode or return_indices or x.dim() != 4:

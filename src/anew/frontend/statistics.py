@@ -74,7 +74,7 @@ def take_statistics(module: GraphModule) -> Statistics:
         if node.op == "call_method" and node.target == "add_" and _counts(node):
             found.counters.append(placeholders.index(node.args[0]))
             module.graph.erase_node(node)
-        elif node.op == "call_function" and node.target in (F.batch_norm, torch.batch_norm):
+        elif node.target is F.batch_norm and all(_is_statistic(n) for n in _given(node, "running_mean", "running_var")):
             _rewrite(node, placeholders, found, extra)
     if extra:
         output = module.graph.output_node()
@@ -83,36 +83,46 @@ def take_statistics(module: GraphModule) -> Statistics:
 
 
 def _counts(node: Node) -> bool:
-    """Whether a node adds one to an integer that enters the graph and that nothing else reads."""
+    """Whether a node adds one to an integer that enters the graph and that the graph does nothing else with."""
     source = node.args[0]
     return (
         not node.users
         and node.args[1:] == (1,)
         and isinstance(source, Node)
         and source.op == "placeholder"
-        and len(source.users) == 1
+        and all(user.target == "add_" for user in source.users)
         and not source.meta["example_value"].is_floating_point()
     )
 
 
-def _rewrite(node: Node, placeholders: list[Node], found: Statistics, extra: list[Node]) -> None:
+def _given(node: Node, *names: str) -> list[Any]:
+    """Arguments of a call of batch_norm by name."""
     given = _BATCH_NORM.bind(*node.args, **node.kwargs)
     given.apply_defaults()
-    a = given.arguments
-    x, mean, var = a["input"], a["running_mean"], a["running_var"]
+    return [given.arguments[name] for name in names]
+
+
+def _is_statistic(source: Node | None) -> bool:
+    """Whether a running statistic enters the graph, or is none, and only batch norms read it."""
+    return source is None or (source.op == "placeholder" and all(user.target is F.batch_norm for user in source.users))
+
+
+def _rewrite(node: Node, placeholders: list[Node], found: Statistics, extra: list[Node]) -> None:
+    x, mean, var, weight, bias, eps = _given(node, "input", "running_mean", "running_var", "weight", "bias", "eps")
+    training, momentum = _given(node, "training", "momentum")
     graph = node.graph
     with graph.inserting_before(node):
-        if not (a["training"] or mean is None):
-            new = graph.call_function(_by_running, (x, mean, var, a["weight"], a["bias"], a["eps"]))
+        if not (training or mean is None):
+            new = graph.call_function(_by_running, (x, mean, var, weight, bias, eps))
         else:
-            both = graph.call_function(_by_batch, (x, a["weight"], a["bias"], a["eps"]))
+            both = graph.call_function(_by_batch, (x, weight, bias, eps))
             parts = [graph.call_function(_item, (both, i)) for i in range(3)]
             new = parts[0]
             if mean is not None:
                 shape = x.meta["example_value"].shape
                 count = math.prod(shape) // shape[1]
-                update = (placeholders.index(mean), placeholders.index(var), a["momentum"], a["eps"], count)
-                found.updates.append(Update(*update))
+                positions = placeholders.index(mean), placeholders.index(var)
+                found.updates.append(Update(*positions, momentum, eps, count))
                 extra += parts[1:]
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)

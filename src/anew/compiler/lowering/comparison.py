@@ -77,13 +77,13 @@ def _not(low: Lowering, node: Node, x: Value) -> Value:
     return low.op("sub", x=1.0, y=x)
 
 
-@lowers(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+@lowers(aten.where.self)
 def _where(low: Lowering, node: Node, mask: Value, x: Value | Scalar, y: Value | Scalar) -> Value:
     return low.op("select", cond=condition(low, mask), a=_held(x), b=_held(y))
 
 
-@lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def _masked_fill(low: Lowering, node: Node, x: Value, mask: Value, number: Value | Scalar) -> Value:
+@lowers(aten.masked_fill.Scalar)
+def _masked_fill(low: Lowering, node: Node, x: Value, mask: Value, number: Scalar) -> Value:
     return low.op("select", cond=condition(low, mask), a=_held(number), b=x)
 
 

@@ -42,19 +42,14 @@ def _div(low: Lowering, node: Node, x: Value, y: Value | Scalar) -> Value:
     return low.op("mul", x=x, y=1.0 / y)
 
 
-@lowers(aten.rsub.Scalar, aten.rsub.Tensor)
-def _rsub(low: Lowering, node: Node, x: Value, y: Value | Scalar, alpha: Scalar = 1) -> Value:
+@lowers(aten.rsub.Scalar)
+def _rsub(low: Lowering, node: Node, x: Value, y: Scalar, alpha: Scalar = 1) -> Value:
     return low.op("sub", x=y, y=x if alpha == 1 else low.op("mul", x=x, y=alpha))
 
 
 @lowers(aten.addcmul.default)
 def _addcmul(low: Lowering, node: Node, x: Value, y: Value, z: Value, value: Scalar = 1) -> Value:
     return low.op("add", x=x, y=low.op("mul", x=y if value == 1 else low.op("mul", x=y, y=value), y=z))
-
-
-@lowers(aten.addcdiv.default)
-def _addcdiv(low: Lowering, node: Node, x: Value, y: Value, z: Value, value: Scalar = 1) -> Value:
-    return low.op("add", x=x, y=low.op("real_div", x=y if value == 1 else low.op("mul", x=y, y=value), y=z))
 
 
 @lowers(aten.lerp.Scalar, aten.lerp.Tensor)

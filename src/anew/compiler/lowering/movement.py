@@ -198,7 +198,6 @@ def _full(low: Lowering, node: Node, *args: Any, **layout: Any) -> Value:
     aten.zeros.default,
     aten.zeros_like.default,
     aten.new_zeros.default,
-    aten.empty.memory_format,
     aten.empty_like.default,
 )
 def _zeros(low: Lowering, node: Node, *args: Any, **layout: Any) -> Value:

@@ -6,7 +6,9 @@ An average over windows is a matrix product along each spatial axis, whose trans
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,13 +95,13 @@ def _scattered(low: Lowering, parts: list[Value], w: Windows) -> Value:
 
 
 @lowers(aten.avg_pool2d.default)
-def _avg_pool(low: Lowering, node: Node, x: Value, *window: object) -> Value:
-    return _along_both(low, x, _averages(x.shape[2:], *window))
+def _avg_pool(low: Lowering, node: Node, x: Value, *window: Any) -> Value:
+    return _along_both(low, x, _averages(x.shape[-2:], *window))
 
 
 @lowers(aten.avg_pool2d_backward.default)
-def _avg_pool_backward(low: Lowering, node: Node, grad: Value, x: Value, *window: object) -> Value:
-    return _along_both(low, grad, [m.T for m in _averages(x.shape[2:], *window)])
+def _avg_pool_backward(low: Lowering, node: Node, grad: Value, x: Value, *window: Any) -> Value:
+    return _along_both(low, grad, [m.T for m in _averages(x.shape[-2:], *window)])
 
 
 @lowers(aten._adaptive_avg_pool2d.default)
@@ -124,8 +126,8 @@ def _averages(
 ) -> list[np.ndarray]:
     if divisor is not None:
         raise NotLowered("avg_pool2d with divisor_override")
-    sides = [kernel * 2 if len(kernel) == 1 else kernel for kernel in (kernel, stride or kernel, padding)]
-    return [_average_matrix(n, *side, ceil_mode, count_include_pad) for n, *side in zip(size, *sides, strict=True)]
+    given = [v if len(v) == 2 else (v[0], v[0]) for v in (kernel, stride or kernel, padding)]
+    return [_average_matrix(n, k, s, p, ceil_mode, count_include_pad) for n, k, s, p in zip(size, *given, strict=True)]
 
 
 def _average_matrix(n: int, kernel: int, stride: int, padding: int, ceil_mode: bool, include_pad: bool) -> np.ndarray:
@@ -155,7 +157,7 @@ def _along_both(low: Lowering, x: Value, matrices: Sequence[np.ndarray]) -> Valu
     """Multiply height by the first matrix [out, in] and width by the second; x has any leading axes."""
     shape = x.shape
     height, width = (low.builder.array(m, "average") for m in matrices)
-    x = low.reshape(x, (-1, *shape[-2:]) if len(shape) == 2 else (int(np.prod(shape[:-2])), *shape[-2:]))
+    x = low.reshape(x, (math.prod(shape[:-2]), *shape[-2:]))
     x = low.matmul(x, low.transpose(width, (1, 0)))
     x = low.matmul(height, x)
     return low.reshape(x, (*shape[:-2], matrices[0].shape[0], matrices[1].shape[0]))
