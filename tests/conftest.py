@@ -5,15 +5,19 @@ import pytest
 
 @pytest.fixture
 def fresh():
-    """Forget what Dynamo and anew compiled before, so that counts start at zero."""
+    """Forget what Dynamo and anew compiled before, so that counts start at zero; call it to forget again."""
     import torch
 
     from anew.frontend.backend import backend_in
     from anew.frontend.session import session_for
 
-    torch._dynamo.reset()
-    backend_in.cache_clear()
-    session_for.cache_clear()
+    def forget():
+        torch._dynamo.reset()
+        backend_in.cache_clear()
+        session_for.cache_clear()
+
+    forget()
+    return forget
 
 
 @pytest.fixture

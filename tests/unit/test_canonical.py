@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from anew.compiler.custom_ops import MASKED
-from anew.frontend.canonical import attention, canonicalize, rms_norm
+from anew.frontend.canonical import attention, canonicalize
+from anew.frontend.functions import rms_norm
 
 
 def captured(function, *inputs):

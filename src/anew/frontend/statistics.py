@@ -136,8 +136,6 @@ def _item(values: tuple[Tensor, ...], index: int) -> Tensor:
 def _by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normed batch, its mean and its reciprocal standard deviation."""
     axes = [0, *range(2, x.dim())]
-    if math.prod(x.shape[a] for a in axes) == 1:
-        raise ValueError(f"batch norm that trains needs more than one value per channel, got {list(x.shape)}")
     normed, rstd, mean = torch.ops.anew.standardize(x, axes, eps)
     if weight is not None:
         normed = normed * by_channel(weight, x)

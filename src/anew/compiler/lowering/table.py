@@ -76,6 +76,8 @@ class Lowering:
         """The positions ``begin`` to ``end`` of one axis; those outside it are ``fill``."""
         length = x.shape[axis]
         first, last = max(begin, 0), min(end, length)
+        if first >= last:
+            return self.full([end - begin if i == axis else n for i, n in enumerate(x.shape)], fill)
         if (first, last) != (0, length):
             at = [first if i == axis else 0 for i in range(x.type.rank)]
             size = [last - first if i == axis else n for i, n in enumerate(x.shape)]
