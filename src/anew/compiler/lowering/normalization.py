@@ -45,7 +45,7 @@ def _standardize(low: Lowering, node: Node, x: Value, axes: Sequence[int], eps: 
     # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
     root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
     variance = low.op("add", x=mean(low, low.op("mul", x=centred, y=centred), axes), y=low.op("mul", x=root, y=root))
-    scale = low.op("rsqrt", x=low.op("maximum", x=variance, y=SMALLEST_VARIANCE), epsilon=0.0)
+    scale = low.rsqrt(low.op("maximum", x=variance, y=SMALLEST_VARIANCE))
     centre = low.op("mul", x=low.op("add", x=centre, y=drift), y=peak)
     return low.op("mul", x=centred, y=scale), low.op("real_div", x=scale, y=peak), centre
 
@@ -105,7 +105,7 @@ def _std(
     keepdim: bool = False,
 ) -> Value:
     variance, peak, factor = _deviation(low, x, dims, correction)
-    root = low.op("sqrt", x=low.op("mul", x=variance, y=factor))
+    root = low.sqrt(low.op("mul", x=variance, y=factor))
     return low.reshape(low.op("mul", x=root, y=peak), shape_of(node))
 
 
@@ -125,4 +125,4 @@ def _vector_norm(
     peak = _peak(low, x, axes)
     unit = low.op("real_div", x=x, y=peak)
     total = low.op("reduce_sum", x=low.op("mul", x=unit, y=unit), axes=axes, keep_dims=True)
-    return low.reshape(low.op("mul", x=low.op("sqrt", x=total), y=peak), shape_of(node))
+    return low.reshape(low.op("mul", x=low.sqrt(total), y=peak), shape_of(node))
