@@ -128,6 +128,7 @@ ACTIVATIONS = {
     "new gelu": Case(lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3.0))))),
     "soft cap": Case(lambda x: torch.tanh(x / 50) * 50, scale=60.0),
     "erf": Case(torch.erf, (aten.erf.default,)),
+    "sin and cos": Case(lambda x: torch.sin(x) * torch.cos(x * 2), (aten.sin.default, aten.cos.default)),
     "log": Case(torch.log, (aten.log.default,), positive=True),
     "log1p": Case(lambda x: torch.log1p(x * x), (aten.log1p.default,)),
     "log1p of small numbers": Case(torch.log1p, scale=1e-2),

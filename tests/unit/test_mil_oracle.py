@@ -16,7 +16,10 @@ from anew.mil import OPS, MilError, TensorType, Value, infer_types
 from anew.mil.types import numpy_dtype
 
 #: Operations that coremltools infers but does not fold: their meaning has no oracle here.
-NOT_FOLDED = {"conv", "silu", "batch_norm", "instance_norm"}
+NOT_FOLDED = {"conv", "silu", "max_pool", "batch_norm", "instance_norm"}
+
+#: The operands that are truth values.
+TRUTHS = {"select": ("cond",), "logical_not": ("x",)}
 
 #: Operations without any case below, with the reason. A new operation needs a case or an entry.
 NOT_COVERED: dict[str, str] = {
@@ -45,6 +48,8 @@ PAIRS = [
     [(3, 1), (1, 4)],
     [(2, 3), ()],
 ]
+#: Shapes of a condition and of what it selects from.
+TRIPLES = [[(2, 3), (2, 3), (2, 3)], [(2, 3), (2, 3), ()], [(2, 3), (), (2, 3)], [(1, 3), (4, 2, 3), (2, 3)]]
 SHAPES = [(7,), (2, 3), (1, 4, 1, 8), (2, 3, 4, 5, 2)]
 
 
@@ -59,6 +64,11 @@ def unary(**params):
 def conv(x, weight, strides=(1, 1), pad_type="valid", pad=(0, 0, 0, 0), dilations=(1, 1), groups=1):
     params = {"strides": strides, "pad_type": pad_type, "pad": pad, "dilations": dilations, "groups": groups}
     return {"x": x, "weight": weight}, params
+
+
+def pool(x, kernel_sizes, strides=(1, 1), pad_type="valid", pad=(0, 0, 0, 0)):
+    params = {"kernel_sizes": kernel_sizes, "strides": strides, "pad_type": pad_type, "pad": pad, "ceil_mode": False}
+    return {"x": x}, params
 
 
 def matmul(x, y, transpose_x=False, transpose_y=False):
@@ -85,6 +95,17 @@ def norm(name, x):
 CASES = {
     **{name: binary() for name in ("add", "sub", "mul", "maximum", "minimum", "real_div", "pow")},
     **{name: unary() for name in ("abs", "relu", "square", "exp", "sqrt", "erf", "sigmoid", "silu", "tanh")},
+    **{name: binary() for name in ("equal", "not_equal", "greater", "greater_equal", "less", "less_equal")},
+    "sign": unary(),
+    "logical_not": unary(),
+    "select": [({"cond": c, "a": a, "b": b}, {}) for c, a, b in TRIPLES],
+    "reverse": [({"x": (2, 3, 4)}, {"axes": axes}) for axes in ((0,), (-1,), (0, 2))],
+    "max_pool": [
+        pool((2, 4, 9, 10), (3, 2)),
+        pool((2, 4, 9, 10), (3, 2), strides=(2, 3)),
+        pool((2, 4, 9, 10), (3, 2), strides=(2, 3), pad_type="custom", pad=(1, 1, 0, 1)),
+        pool((2, 4, 9, 10), (3, 2), strides=(2, 3), pad_type="same"),
+    ],
     **{name: unary() + unary(epsilon=0.25) for name in ("rsqrt", "inverse", "log")},
     "gelu": [c for m in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION") for c in unary(mode=m)],
     "cast": [c for d in ("fp16", "fp32", "int32", "int8", "uint8", "int16", "uint16", "bool") for c in unary(dtype=d)],
@@ -228,6 +249,11 @@ def is_list(t):
     return isinstance(t, tuple) and bool(t) and not isinstance(t[0], int)
 
 
+def with_truths(kind, tensors, make):
+    """The tensors of an operation, those that are conditions replaced."""
+    return tensors | {name: make(tensors[name]) for name in TRUTHS.get(kind, ())}
+
+
 def their_params(params, dtype):
     """Floats become scalars of the tensors' type, which coremltools wants."""
     return {k: numpy_dtype(dtype).type(v) if isinstance(v, float) else v for k, v in params.items()}
@@ -245,6 +271,7 @@ def built(kind, shapes, params, dtype):
     names = each(shapes, declare)
     with Function(inputs, ct.target.iOS18) as function:
         operands = each(names, function.inputs.get)
+        operands = with_truths(kind, operands, lambda x: mb.cast(x=x, dtype="bool"))
         operands |= {name: np.zeros(shapes[name], numpy_dtype(dtype)) for name in constants_of(kind, shapes)}
         if params.get("dilations", (1, 1)) != (1, 1):  # coremltools takes no weight computed in the program then
             operands["weight"] = np.zeros(shapes["weight"], numpy_dtype(dtype))
@@ -254,6 +281,7 @@ def built(kind, shapes, params, dtype):
 def folded(kind, arrays, params):
     """The value, or values, to which coremltools folds the operation on fp32 constants; or None."""
     with Function({"unused": mb.placeholder((1,))}, ct.target.iOS18):
+        arrays = with_truths(kind, arrays, lambda x: x > 0)
         results = getattr(mb, kind)(**arrays, **their_params(params, "fp32"))
         return [r.val for r in results] if isinstance(results, (tuple, list)) else results.val
 
@@ -265,6 +293,7 @@ def constants_of(kind, shapes):
 
 def our_types(kind, shapes, params, dtype):
     values = each(shapes, lambda s: Value("v", TensorType(dtype, s)))
+    values = with_truths(kind, values, lambda v: Value("v", TensorType("bool", v.shape)))
     for name in constants_of(kind, shapes):
         values[name].const = np.zeros(shapes[name], numpy_dtype(dtype))
     return infer_types(OPS[kind], {**values, **params})
@@ -304,6 +333,7 @@ def test_meaning(kind, shapes, params):
         pytest.skip("coremltools folds it as if it did not interleave; see test_interleaving")
     # In double precision: what is left is the rounding of coremltools' own fp32 arithmetic.
     tensors = each(arrays, lambda x: torch.tensor(x, dtype=torch.float64))
+    tensors = with_truths(kind, tensors, lambda x: (x > 0).double())
     ours = OPS[kind].meaning(**{**defaults(kind), **tensors, **params})
     for our, their in zip(as_tuple(ours), as_tuple(theirs), strict=True):
         if kind == "cast":  # the emulator rounds to the new type; the meaning alone keeps the numbers

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 @lowers(aten.log1p.default)
 def _log1p(low: Lowering, node: Node, x: Value) -> Value:
     small = low.op("less", x=low.op("abs", x=x), y=0.5)
-    return low.op("select", cond=small, a=_log1p_small(low, x), b=_log(low, low.op("add", x=x, y=1.0)))
+    return low.select(small, _log1p_small(low, x), _log(low, low.op("add", x=x, y=1.0)))
 
 
 def _log(low: Lowering, x: Value) -> Value:
@@ -40,7 +40,7 @@ def _expm1(low: Lowering, node: Node, x: Value) -> Value:
     half = low.op("tanh", x=low.op("mul", x=x, y=0.5))
     ratio = low.op("real_div", x=low.op("mul", x=half, y=2.0), y=low.op("sub", x=1.0, y=half))
     large = low.op("sub", x=low.op("exp", x=x), y=1.0)
-    return low.op("select", cond=low.op("less", x=x, y=0.5), a=ratio, b=large)
+    return low.select(low.op("less", x=x, y=0.5), ratio, large)
 
 
 @lowers(aten.softplus.default)
@@ -52,14 +52,14 @@ def _softplus(low: Lowering, node: Node, x: Value, beta: float = 1, threshold: f
     scaled = _scaled(low, x, beta)
     tail = _log1p_small(low, low.op("exp", x=low.op("mul", x=low.op("abs", x=scaled), y=-1.0)))
     soft = _scaled(low, low.op("add", x=low.op("relu", x=scaled), y=tail), 1 / beta)
-    return low.op("select", cond=low.op("greater", x=scaled, y=threshold), a=x, b=soft)
+    return low.select(low.op("greater", x=scaled, y=threshold), x, soft)
 
 
 @lowers(aten.softplus_backward.default)
 def _softplus_backward(low: Lowering, node: Node, grad: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = _scaled(low, x, beta)
     soft = low.op("mul", x=grad, y=low.op("sigmoid", x=scaled))
-    return low.op("select", cond=low.op("greater", x=scaled, y=threshold), a=grad, b=soft)
+    return low.select(low.op("greater", x=scaled, y=threshold), grad, soft)
 
 
 def _scaled(low: Lowering, x: Value, factor: float) -> Value:
@@ -68,11 +68,11 @@ def _scaled(low: Lowering, x: Value, factor: float) -> Value:
 
 @lowers(aten._prelu_kernel.default)
 def _prelu(low: Lowering, node: Node, x: Value, slope: Value) -> Value:
-    return low.op("select", cond=low.op("greater", x=x, y=0.0), a=x, b=low.op("mul", x=x, y=slope))
+    return low.select(low.op("greater", x=x, y=0.0), x, low.op("mul", x=x, y=slope))
 
 
 @lowers(aten._prelu_kernel_backward.default)
 def _prelu_backward(low: Lowering, node: Node, grad: Value, x: Value, slope: Value) -> tuple[Value, Value]:
     positive = low.op("greater", x=x, y=0.0)
-    to_x = low.op("select", cond=positive, a=grad, b=low.op("mul", x=grad, y=slope))
-    return to_x, low.op("select", cond=positive, a=0.0, b=low.op("mul", x=grad, y=x))
+    to_x = low.select(positive, grad, low.op("mul", x=grad, y=slope))
+    return to_x, low.select(positive, 0.0, low.op("mul", x=grad, y=x))

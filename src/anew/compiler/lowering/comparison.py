@@ -23,17 +23,14 @@ Scalar = float | int
 
 def truth(low: Lowering, comparison: Value) -> Value:
     """The numbers 1 and 0 of the engine's truth values."""
-    return low.op("select", cond=comparison, a=1.0, b=0.0)
+    numbers = low.select(comparison, 1.0, 0.0)
+    low.comparisons[numbers] = comparison
+    return numbers
 
 
 def condition(low: Lowering, numbers: Value) -> Value:
     """The engine's truth values of the numbers 1 and 0."""
-    made = low.builder.producer(numbers)
-    if made is not None and made.kind == "select":
-        a, b = made.inputs["a"], made.inputs["b"]
-        if isinstance(a, Value) and isinstance(b, Value) and (a.const, b.const) == (1.0, 0.0):
-            return next(made.tensors())
-    return low.op("not_equal", x=numbers, y=0.0)
+    return low.comparisons.get(numbers) or low.op("not_equal", x=numbers, y=0.0)
 
 
 def _comparison(kind: str) -> Callable[..., Value]:
@@ -79,12 +76,12 @@ def _not(low: Lowering, node: Node, x: Value) -> Value:
 
 @lowers(aten.where.self)
 def _where(low: Lowering, node: Node, mask: Value, x: Value | Scalar, y: Value | Scalar) -> Value:
-    return low.op("select", cond=condition(low, mask), a=_held(x), b=_held(y))
+    return low.select(condition(low, mask), _held(x), _held(y))
 
 
 @lowers(aten.masked_fill.Scalar)
 def _masked_fill(low: Lowering, node: Node, x: Value, mask: Value, number: Scalar) -> Value:
-    return low.op("select", cond=condition(low, mask), a=_held(number), b=x)
+    return low.select(condition(low, mask), _held(number), x)
 
 
 def _held(x: Any) -> Any:

@@ -89,6 +89,8 @@ lowers(aten.reciprocal.default)(_unary("inverse", epsilon=0.0))
 lowers(aten.sigmoid.default)(_unary("sigmoid"))
 lowers(aten.silu.default)(_unary("silu"))
 lowers(aten.tanh.default)(_unary("tanh"))
+lowers(aten.sin.default)(_unary("sin"))
+lowers(aten.cos.default)(_unary("cos"))
 
 
 @lowers(aten.sigmoid_backward.default)

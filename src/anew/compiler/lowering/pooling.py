@@ -63,11 +63,11 @@ def _max_pool_backward(
     for tap in w.taps():
         equal = low.op("equal", x=take(low, x, w, tap, LEAST), y=y)
         if left is None:
-            parts.append(low.op("select", cond=equal, a=grad, b=0.0))
-            left = low.op("select", cond=equal, a=0.0, b=grad)
+            parts.append(low.select(equal, grad, 0.0))
+            left = low.select(equal, 0.0, grad)
         else:
-            parts.append(low.op("select", cond=equal, a=left, b=0.0))
-            left = low.op("select", cond=equal, a=0.0, b=left)
+            parts.append(low.select(equal, left, 0.0))
+            left = low.select(equal, 0.0, left)
     return _interleaved(low, parts, w) if w.tiles else _scattered(low, parts, w)
 
 

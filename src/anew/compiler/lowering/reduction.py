@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from anew.compiler.custom_ops import MASKED
+from anew.compiler.lowering.comparison import truth
 from anew.compiler.lowering.table import Lowering, lowers, shape_of
 from anew.mil import Value
 
@@ -69,7 +70,7 @@ def _amax(low: Lowering, node: Node, x: Value, axes: Sequence[int]) -> Value:
 
 @lowers(anew.amax_backward.default)
 def _amax_backward(low: Lowering, node: Node, grad: Value, x: Value, y: Value, axes: Sequence[int]) -> Value:
-    hits = low.op("select", cond=low.op("equal", x=x, y=y), a=1.0, b=0.0)
+    hits = truth(low, low.op("equal", x=x, y=y))
     count = low.op("reduce_sum", x=hits, axes=axes, keep_dims=True)
     return low.op("mul", x=hits, y=low.op("real_div", x=grad, y=count))
 

@@ -28,6 +28,7 @@ class Lowering:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.builder = Builder()
+        self.comparisons: dict[Value, Value] = {}  # the comparison behind each tensor of 1 and 0
         self._expanded: dict[Value, Value] = {}  # what each expanded value was before
 
     def op(self, kind: str, **operands: Any) -> Value:
@@ -66,6 +67,13 @@ class Lowering:
         if n in self.chip.tile_factors:
             return self.op("tile", x=x, reps=along)
         return self.op("mul", x=x, y=self.builder.array(np.ones(along), hint="ones"))
+
+    def select(self, cond: Value, a: Value | float, b: Value | float) -> Value:
+        """``a`` where a comparison holds and ``b`` elsewhere; MIL wants the result's shape of one of them."""
+        shape = _broadcast({"x": cond, "a": a, "b": b})
+        if _broadcast({"a": a, "b": b}) != shape:
+            a = self.expand(a, shape) if isinstance(a, Value) else self.full(shape, a)
+        return self.op("select", cond=cond, a=a, b=b)
 
     def full(self, shape: Sequence[int], number: float) -> Value:
         """A tensor of one number."""
@@ -137,8 +145,9 @@ class Lowering:
 
 def _broadcast(operands: dict[str, Any]) -> tuple[int, ...]:
     shape: tuple[int, ...] = ()
-    for operand in operands.values():
-        shape = broadcast("operands", shape, operand.shape if isinstance(operand, Value) else ())
+    for name, operand in operands.items():
+        if name != "cond":  # it has no part in the shape of what it selects
+            shape = broadcast("operands", shape, operand.shape if isinstance(operand, Value) else ())
     return shape
 
 

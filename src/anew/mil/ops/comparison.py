@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from anew.mil.ops.registry import MilError, broadcast, define, tensor
+from anew.mil.ops.registry import MilError, broadcast, define, shape_error, tensor
 from anew.mil.types import TensorType
 
 
@@ -47,7 +47,10 @@ def _select_type(cond: TensorType, a: TensorType, b: TensorType) -> TensorType:
     _need_bool("select", "cond", cond)
     if a.dtype != b.dtype:
         raise MilError(f"select: a is {a.dtype} but b is {b.dtype}; cast one of them")
-    return TensorType(a.dtype, broadcast("select", broadcast("select", cond.shape, a.shape), b.shape))
+    shape = broadcast("select", a.shape, b.shape)
+    if broadcast("select", cond.shape, shape) != shape:
+        raise shape_error("select", "a and b give the result its shape", cond=cond.shape, a=a.shape, b=b.shape)
+    return TensorType(a.dtype, shape)
 
 
 define(
