@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import anew
-from anew.compiler.lowering import TABLE
 from anew.frontend.placement import PlacementError, PlacementWarning
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -77,7 +76,7 @@ def test_statistics_list_what_runs_on_the_host():
     with pytest.warns(PlacementWarning):
         net(torch.randn(2, 6, 8)).sum().backward()
     found = anew.statistics(net).host_operations
-    assert {"aten.cumsum.default", "aten.flip.default"} == {h.operation for h in found}
+    assert {"aten.cumsum.default"} == {h.operation for h in found}
     assert found[0].region == "region 1 forward"
     assert found[0].shape == (2, 6, 8)
     assert found[0].rule == "'aten.cumsum.default' has no lowering"
@@ -106,8 +105,10 @@ def test_a_model_that_fits_warns_of_nothing(llama):
         lambda x: torch.cumsum(x.sigmoid() @ x.mT, 0).tanh() @ x,
         lambda x: torch.cumsum(torch.cumsum(x * 2, 1).tanh() * x, 0) * 3,
         lambda x: torch.topk(x * 2, 3)[0] * x[..., :3],  # several results on the host
-        lambda x: (lambda a, b: a * b.exp())(*(x * 2).split(4, -1)),
-        lambda x: nn.functional.layer_norm(x * 1.5, (8,)) * x,
+        lambda x: torch.where(torch.signbit(x), x * 2, 0.5) * 3,  # truth values made on the host
+        lambda x: torch.cumsum(x > 0, 1) * x.exp(),  # truth values read on the host
+        lambda x: torch.where(torch.cumsum(x, 0) > 0, x, 0.0) * 2,
+        lambda x: torch.where(x > 0, x, 0.5) + torch.where(x.double() > 0, x.double(), 0.5).float(),  # a number shared
         lambda x: (x * 2).view(1, 1, 1, 2, 6, 8).exp().view(2, 6, 8) * 3,  # rank 6
         lambda x: (x * 1e-3) * 1e5 + torch.cumsum(x, 0),  # a number beyond fp16
         lambda x: torch.cumsum(x.transpose(0, 1).contiguous(), 0).transpose(0, 1) + x.clone(),
@@ -133,39 +134,3 @@ def test_dropout_draws_on_the_host_and_its_mask_is_reused_in_the_backward():
     assert torch.equal(x.grad, kept * 12.0)
     with torch.no_grad(), pytest.warns(PlacementWarning):
         assert not torch.equal(dropped(x) != 0, kept)
-
-
-def test_gpt2_runs_with_its_layer_norms_on_the_host():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0,
-    )  # fmt: skip
-    x = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(0))
-
-    def losses_gradients(net):
-        net(input_ids=x).logits.square().mean().backward()
-        return [p.grad for p in net.parameters()]
-
-    def make():
-        torch.manual_seed(0)
-        return transformers.GPT2LMHeadModel(config)
-
-    with pytest.warns(PlacementWarning, match="native_layer_norm"):
-        found = losses_gradients(anew.compile(make(), device="emulator"))
-    close(found, losses_gradients(make().double()), tolerance=1e-2)
-
-
-def test_a_view_of_a_cotangent_that_two_programs_read_is_scaled_in_both(monkeypatch):
-    """The second program's port for it is a result of the first, under another name."""
-    for operation in (torch.ops.aten.relu.default, torch.ops.aten.threshold_backward.default):
-        monkeypatch.delitem(TABLE, operation, raising=False)
-
-    def function(x):
-        return torch.relu(x) @ x
-
-    x = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
-    compiled = torch.compile(function, backend="anew", dynamic=False)
-    with pytest.warns(PlacementWarning):
-        found = gradients(compiled, x)
-    close(found, gradients(function, x.double()))

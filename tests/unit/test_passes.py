@@ -212,3 +212,19 @@ def test_an_operand_shared_by_two_products_has_one_factor():
     plan = scaled(make, checked=(0, 1)).scales
     assert plan.operands == (Operand(0, 0), Operand(1, 1))
     assert [(p.left, p.right) for p in plan.products] == [(0, 1), (1, 0)]
+
+
+def test_the_operands_of_a_convolution_are_scaled_as_those_of_a_product():
+    """A weight that only a convolution reads is scaled on upload; a slice of the product carries its scales out."""
+
+    def make(b):
+        x, w = b.input("x", (1, 4, 6, 6)), b.input("w", (8, 4, 3, 3))
+        window = {"strides": [1, 1], "pad_type": "valid", "pad": [0, 0, 0, 0], "dilations": [1, 1], "groups": 1}
+        return [b.op("slice_by_size", x=b.op("conv", x=x, weight=w, **window), begin=[0] * 4, size=[1, 8, 4, 2])]
+
+    found = scaled(make, ("w",))
+    assert found.scales.operands == (Operand(0, 0), Operand(None, None))
+    assert found.scales.products == (Product(0, 1, None, 1),)
+    assert found.weight_operands == {"w": 1}
+    assert found.output_products == {0: 0}
+    assert [op.kind for op in found.function.ops].count("mul") == 1
