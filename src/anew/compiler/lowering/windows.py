@@ -52,7 +52,7 @@ def windows(
 
 def take(low: Lowering, x: Value, w: Windows, tap: tuple[int, int], fill: float = 0.0) -> Value:
     """What each window has at one position: [batch, channels, *w.out]; ``fill`` outside the input."""
-    for i in (0, 1):
+    for i in (1, 0):  # the width before rows of ``fill`` come in: M1 and M2 carry no large number through its slices
         begin = tap[i] * w.dilation[i] - w.padding[i]
         x = _every(low, x, 2 + i, begin, w.stride[i], w.out[i], fill)
     return x
