@@ -8,9 +8,9 @@ def fresh():
     """Forget what Dynamo and anew compiled before, so that counts start at zero; call it to forget again."""
     import torch
 
-    from anew.frontend.backend import backend_in
     from anew.frontend.session import session_for
 
+<<<<<<< HEAD
     def forget():
         torch._dynamo.reset()
         backend_in.cache_clear()
@@ -18,6 +18,10 @@ def fresh():
 
     forget()
     return forget
+=======
+    torch._dynamo.reset()
+    session_for.cache_clear()
+>>>>>>> 8f3154d (Regions are compiled at the first call, for its sizes, and shared by equal graphs; whole models are cut into layers)
 
 
 @pytest.fixture

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.fx import GraphModule
 
 from anew.frontend.options import Options
-from anew.frontend.region import Region
-from anew.frontend.session import Session, session_for
+from anew.frontend.recompiles import check_recompiles
+from anew.frontend.session import session_for
+from anew.frontend.whole_model import by_layers
 
 
 def anew(
     module: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Compile a captured graph for the engine.
+    """Compile a captured graph for the engine, at its first call.
 
-    Used by name: ``torch.compile(layer, backend="anew", options={"numerics": "exact"})``. Options are those of
+    Used by name: ``torch.compile(model, backend="anew", options={"numerics": "exact"})``, on a layer, or on a model:
+    then its repeated layers become regions and the rest stays plain PyTorch. Options are those of
     :class:`anew.frontend.options.Options`; an unknown one raises UserError.
     """
-    return backend_in(session_for(Options.parse(options or {})))(module, example_inputs)
-
-
-@functools.cache
-def backend_in(session: Session) -> Callable[..., Any]:
-    """The backend that compiles in a session: one function, because Dynamo keeps what it compiled by backend."""
-
-    def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return Region(session, module, example_inputs).compile()
-
-    return backend
+    session = session_for(Options.parse(options or {}))
+    check_recompiles()
+    return by_layers(session, module)

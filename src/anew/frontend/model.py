@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import BackendCompilerFailed
 
-from anew.errors import AnewError, UserError
-from anew.frontend.backend import backend_in
+from anew.errors import UserError
+from anew.frontend.layer_call import compile_layer
+from anew.frontend.layers import repeated_layers
 from anew.frontend.options import Options
 from anew.frontend.session import Session, Statistics, session_for
 
 #: The options each model was compiled with, and the statistics of their session at that time.
 _compiled: weakref.WeakKeyDictionary[nn.Module, tuple[Options, Statistics]] = weakref.WeakKeyDictionary()
-
-#: Graphs that Dynamo may keep of one layer class: one for each input shape, training and evaluation apart.
-RECOMPILES = 64
 
 
 def compile(
@@ -63,31 +60,14 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     if getattr(config, "use_cache", False):
         config.use_cache = False  # a cache object as argument would change the graph from layer to layer
 
-    limit = torch._dynamo.config
-    limit.recompile_limit = max(limit.recompile_limit, RECOMPILES)
     for layer in layers:
-        layer.compile(backend=backend_in(session), fullgraph=True, dynamic=False)
-        layer._compiled_call_impl = _own_errors(layer._compiled_call_impl)
+        compile_layer(session, layer)
     return model
 
 
 def options_of(model: nn.Module) -> Options | None:
     """The options a model was compiled with by :func:`compile`; None for any other model."""
     return _compiled[model][0] if model in _compiled else None
-
-
-def _own_errors(call: Any) -> Any:
-    """Let an error that anew raises while it compiles reach the caller as itself, not as Dynamo wraps it."""
-
-    def compiled(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except BackendCompilerFailed as failed:
-            if isinstance(failed.inner_exception, AnewError):
-                raise failed.inner_exception from None
-            raise
-
-    return compiled
 
 
 def statistics(model: nn.Module) -> Statistics:
@@ -99,18 +79,6 @@ def statistics(model: nn.Module) -> Statistics:
         raise UserError("this model was not compiled by anew.compile")
     options, before = _compiled[model]
     return session_for(options).statistics().since(before)
-
-
-def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of the longest list of modules of one class; raises UserError when there is none."""
-    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-    uniform = [layers for layers in lists if layers and len({type(layer) for layer in layers}) == 1]
-    if not uniform:
-        raise UserError(
-            f"{type(model).__name__} has no nn.ModuleList of layers of one class; compile a layer of it with "
-            'torch.compile(layer, backend="anew")'
-        )
-    return max(uniform, key=len)
 
 
 def _check_float32(layers: list[nn.Module]) -> None:

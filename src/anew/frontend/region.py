@@ -20,39 +20,55 @@ from anew.frontend.decompositions import DECOMPOSITIONS
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, report, returned_views, split
 from anew.frontend.segment import Segment, WeightStore
-from anew.frontend.segment import Statistics as Counts
 from anew.frontend.session import CompiledGraph, Session
 from anew.frontend.statistics import take_statistics
+from anew.frontend.structure import structure
 from anew.plan import Plan
 
 Compiled = Callable[..., Any]
 
 
 class Region:
-    """Compiles the graphs that AOTAutograd makes of one captured graph.
+    """Compiles the graphs that AOTAutograd makes of one captured graph, and runs them.
 
     The graph serves every layer of the same shape: parameters are arguments, and each instance is known by them.
+
+    Args:
+        session: whose device and options hold.
+        module: a Dynamo graph of fixed sizes whose inputs and results are tensors; it is rewritten in place.
+        inputs: tensors as it will be called with: shapes, types and ``requires_grad`` count, values do not.
+
+    Raises UserError under autocast, NotLowered and DeviceError as the compiler and the device do.
     """
 
-    def __init__(self, session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> None:
-        if any(_is_symbolic(x) for x in example_inputs):
-            raise UserError("the input sizes of this region vary; compile it with dynamic=False, once for each shape")
+    def __init__(self, session: Session, module: GraphModule, inputs: Sequence[Tensor]) -> None:
+        if torch.is_autocast_enabled("cpu"):
+            raise UserError(
+                "this region is called under torch.autocast; regions take fp32 tensors and the engine computes in fp16 "
+                "by itself: leave autocast away (Trainer: bf16=False, fp16=False)"
+            )
         self.session = session
-        self.module = module
-        self.example_inputs = example_inputs
-        self.parameters = [isinstance(x, torch.nn.Parameter) for x in example_inputs]
+        self.parameters = [isinstance(x, torch.nn.Parameter) for x in inputs]
         self.name = session.name_region()
         self.weights = WeightStore(session.device)
         self.weight_names: set[str] = set()
+        self.backward: Compiled | None = None
+        self.module = module  # what the structure's key names by address must live
+        self.run = self._compile_all(inputs)
 
-    def compile(self) -> Compiled:
-        """Return a callable with the captured graph's signature."""
+    def __call__(self, *args: Tensor) -> Sequence[Any]:
+        """Run the graph, differentiably."""
+        return self.run(*args)  # type: ignore[no-any-return]
+
+    def _compile_all(self, inputs: Sequence[Tensor]) -> Compiled:
         statistics = take_statistics(self.module)
-        canonicalize(self.module)
+        for module in self.module.modules():
+            if isinstance(module, GraphModule):
+                canonicalize(module)
         functorch_config.donated_buffer = False  # or autograd refuses retain_graph=True, when it runs too
         compiled: Compiled = aot_module_simplified(
             self.module,
-            list(self.example_inputs),
+            list(inputs),
             fw_compiler=self._forward,
             bw_compiler=self._backward,
             inference_compiler=self._inference,
@@ -75,7 +91,9 @@ class Region:
         names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
         kinds = {n: "cotangent" for n in names if n.startswith("tangents")}
         kinds.update({n: "weight" for n in names if n in self.weight_names})
-        return self._compile(gm, "backward", kinds, first_saved=None)
+        with self.session.lock:  # AOTAutograd asks at the first backward, of each thread that comes to it
+            self.backward = self.backward or self._compile(gm, "backward", kinds, first_saved=None)
+        return self.backward
 
     def _weight_kinds(self, module: GraphModule) -> dict[str, str]:
         names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
@@ -97,10 +115,10 @@ class Region:
         self.session.graphs.append(CompiledGraph.of(module, name, set(refused)))
         host = {*refused, *returned_views(module), *numbers_of_host(module, set(refused))}
         if host:
-            return GraphCall(name, split(module, name, host, kinds, self._whole_segment), self.session.counts)
+            return GraphCall(name, split(module, name, host, kinds, self._whole_segment), self.session)
         count = len(module.graph.output_node().args[0])  # type: ignore[arg-type]
         saved = {i: first_saved is not None and i >= first_saved for i in range(count)}
-        return GraphCall(name, self._segment(compile_graph(module, name, chip, kinds, saved)), self.session.counts)
+        return GraphCall(name, self._segment(compile_graph(module, name, chip, kinds, saved)), self.session)
 
     def _whole_segment(self, module: GraphModule, name: str, kinds: Mapping[str, str]) -> Segment:
         """A segment all of whose results the host reads."""
@@ -111,9 +129,13 @@ class Region:
         return Segment(plan, self.session.device, self.weights, self.session.counts, self.session.options.scaling)
 
 
-def _is_symbolic(x: Any) -> bool:
-    sizes = tuple(x.shape) if isinstance(x, Tensor) else (x,)
-    return any(isinstance(n, torch.SymInt) for n in sizes)
+def region_for(session: Session, module: GraphModule, inputs: Sequence[Tensor]) -> Region:
+    """The session's region for a graph called with such inputs: one for all graphs of equal structure."""
+    key = structure(module, inputs)
+    region = session.regions_by_structure.get(key)
+    if region is None:
+        region = session.regions_by_structure[key] = Region(session, module, inputs)
+    return region
 
 
 class GraphCall:
@@ -121,15 +143,15 @@ class GraphCall:
 
     _boxed_call = True
 
-    def __init__(self, name: str, run: Callable[[list[Tensor]], Any], counts: Counts) -> None:
+    def __init__(self, name: str, run: Callable[[list[Tensor]], Any], session: Session) -> None:
         self.name = name
         self.run = run
-        self.counts = counts
+        self.session = session
 
     def __call__(self, args: list[Tensor]) -> Any:
         """Run the graph on its arguments."""
-        self.counts.calls[self.name] += 1
         taken = list(args)
         args.clear()
-        with torch.no_grad():
+        with self.session.lock, torch.no_grad():
+            self.session.counts.calls[self.name] += 1
             return self.run(taken)

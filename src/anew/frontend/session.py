@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -90,6 +94,10 @@ class Session:
         self.regions = 0
         self.host_operations: list[HostOperation] = []
         self.graphs: list[CompiledGraph] = []
+        #: Held while the session compiles and while a program runs: a device does one thing at a time.
+        self.lock = threading.RLock()
+        self.regions_by_structure: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.layer_calls: dict[type, Callable[..., Any]] = {}
 
     def name_region(self) -> str:
         """Return a name for the next region."""

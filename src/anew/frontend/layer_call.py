@@ -1,0 +1,56 @@
+"""What calls a compiled layer: one function for each class of layers in a session, captured once for all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.fx import GraphModule
+
+from anew.errors import AnewError
+from anew.frontend.captured import Captured
+from anew.frontend.recompiles import check_recompiles
+from anew.frontend.session import Session
+
+#: Graphs that Dynamo may keep of one class of layers: one for each input shape, training and evaluation apart.
+RECOMPILES = 64
+
+
+def compile_layer(session: Session, layer: nn.Module) -> None:
+    """Make calls of a layer run in regions of a session, in place of its forward.
+
+    As ``nn.Module.compile`` does, which gives every module's graphs to one function, ``nn.Module._call_impl``, and
+    with it one recompile limit to all classes of a process.
+    """
+    kind = type(layer)
+    call = session.layer_calls.get(kind)
+    if call is None:
+        call = session.layer_calls[kind] = _captured_call(session, kind)
+    layer._compiled_call_impl = functools.partial(call, layer)
+
+
+def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
+    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return layer._call_impl(*args, **kwargs)
+
+    def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        check_recompiles()
+        return Captured(session, module)
+
+    call.__code__ = call.__code__.replace(co_name=kind.__name__)  # Dynamo keeps graphs by code object
+    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False, recompile_limit=RECOMPILES)
+
+    @functools.wraps(call)
+    def own_errors(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(layer, *args, **kwargs)
+        except BackendCompilerFailed as failed:
+            if isinstance(failed.inner_exception, AnewError):
+                raise failed.inner_exception from None
+            raise
+
+    return own_errors
