@@ -5,7 +5,7 @@ head's
   rows, so nothing is repeated
 * ``x * rsqrt(mean(x^2) + eps)`` becomes one operation whose forward and backward stay within fp16 at any scale of x
 * norms, pooling and some activations are written out in a form that stays within fp16
-* casts to the type a tensor already has disappear
+* casts to the type a tensor already has disappear, and so do empty tensors put before others, as a new cache does
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def canonicalize(module: GraphModule) -> None:
         if _drops_cast(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif _called(node, "cat"):
+            _drop_empty(node)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in _ATTENTION:
             _retarget(node, attention)
@@ -98,6 +100,24 @@ def _drops_cast(node: Node) -> bool:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     return before.dtype == after.dtype and before.device == after.device
+
+
+def _drop_empty(cat: Node) -> None:
+    """Leave out tensors of shape [0], which torch lets one concatenate with any; one that is left stands alone."""
+    tensors = cat.args[0]
+    if not isinstance(tensors, (tuple, list)):
+        return
+    left = [x for x in tensors if not (isinstance(x, Node) and _shape(x) == (0,))]
+    if len(left) == 1 and len(tensors) > 1 and isinstance(left[0], Node):
+        cat.replace_all_uses_with(left[0])
+        cat.graph.erase_node(cat)
+    elif left:
+        cat.args = (left, *cat.args[1:])
+
+
+def _shape(node: Node) -> tuple[int, ...] | None:
+    value = node.meta.get("example_value")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _match_rms_norm(node: Node) -> None:
