@@ -1,7 +1,7 @@
 """A captured graph, compiled for the sizes it is called with.
 
-Dynamo captures the second length of an input with symbolic sizes. Programs have fixed ones, so each combination of
-sizes gets a region, made on its first call.
+Dynamo captures the second length of an input with symbolic sizes, and a float that changed as an input. Programs have
+fixed sizes and numbers, so each combination gets a region, made on its first call.
 """
 
 from __future__ import annotations
@@ -31,21 +31,28 @@ class Captured:
     def __init__(self, session: Session, module: GraphModule) -> None:
         self.session = session
         self.module = module
-        self.symbolic = any(_is_symbolic(n) for n in module.graph.nodes if n.op == "placeholder")
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self.floats = {i for i, n in enumerate(placeholders) if _is_float(n)}
+        self.symbolic = bool(self.floats) or any(_is_symbolic(n) for n in placeholders)
         self.regions: dict[tuple[Any, ...], tuple[Region, list[Any]]] = {}
 
     def __call__(self, *args: Any) -> list[Any]:
         """Run on tensors, and ints where the graph takes sizes; results as the graph's, tensors and numbers."""
+        args = tuple(x.item() if i in self.floats else x for i, x in enumerate(args)) if self.floats else args
+        region, numbers = self._fitting(args)
+        results = iter(region(*[x for x in args if isinstance(x, Tensor)]))
+        return [next(results) if number is None else number for number in numbers]
+
+    def _fitting(self, args: Sequence[Any]) -> tuple[Region, list[Any]]:
+        """The region for these arguments, and the numbers among its results by position."""
         key = tuple(tuple(x.shape) if isinstance(x, Tensor) else x for x in args) if self.symbolic else ()
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        if key not in self.regions:
-            with self.session.lock:
+        with self.session.lock:
+            if key not in self.regions:
                 module = specialize(self.module, args) if self.symbolic else self.module
                 numbers = _take_numbers(module)
-                self.regions[key] = region_for(self.session, module, tensors), numbers
-        region, numbers = self.regions[key]
-        results = iter(region(*tensors))
-        return [next(results) if number is None else number for number in numbers]
+                region = region_for(self.session, module, [x for x in args if isinstance(x, Tensor)])
+                self.regions[key] = region, numbers
+            return self.regions[key]
 
 
 def _is_symbolic(placeholder: Node) -> bool:
@@ -54,12 +61,23 @@ def _is_symbolic(placeholder: Node) -> bool:
     return any(isinstance(n, torch.SymInt) for n in sizes)
 
 
+def _is_float(placeholder: Node) -> bool:
+    """Whether this stands for a Python float that varies: Dynamo passes it as a tensor and takes it out again."""
+    return bool(placeholder.users) and all(u.op == "call_method" and u.target == "item" for u in placeholder.users)
+
+
 def specialize(module: GraphModule, args: Sequence[Any]) -> GraphModule:
-    """A copy of a captured graph with numbers in place of sizes, those that ``args`` (tensors and ints) lead to.
+    """A copy of a captured graph with numbers in place of sizes, those that ``args`` (tensors and numbers) lead to.
 
     Its inputs are the tensors of ``args``.
     """
     special = GraphModule(module, copy.deepcopy(module.graph))
+    for placeholder, x in zip(special.graph.find_nodes(op="placeholder"), args, strict=True):
+        if isinstance(x, float):
+            for item in list(placeholder.users):
+                item.replace_all_uses_with(placeholder)
+                special.graph.erase_node(item)
+    special.recompile()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(x, static_shapes=True) if isinstance(x, Tensor) else x for x in args]
         _Values(special).run(*fakes)

@@ -66,19 +66,27 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
 
 
 def options_of(model: nn.Module) -> Options | None:
-    """The options a model was compiled with by :func:`compile`; None for any other model."""
-    return _compiled[model][0] if model in _compiled else None
+    """The options a model, or what it wraps, was compiled with by :func:`compile`; None for any other model."""
+    found = _record(model)
+    return found[0] if found else None
 
 
 def statistics(model: nn.Module) -> Statistics:
-    """Return what the engine has done since a model was compiled with :func:`compile`; UserError for any other.
+    """Return what the engine has done since a model, or what it wraps, was compiled with :func:`compile`.
 
     Models compiled with equal options share an engine, so what another of them does in the meantime counts too.
+
+    Raises UserError for a model that was not compiled.
     """
-    if model not in _compiled:
+    found = _record(model)
+    if found is None:
         raise UserError("this model was not compiled by anew.compile")
-    options, before = _compiled[model]
+    options, before = found
     return session_for(options).statistics().since(before)
+
+
+def _record(model: nn.Module) -> tuple[Options, Statistics] | None:
+    return next((_compiled[module] for module in model.modules() if module in _compiled), None)
 
 
 def _check_float32(layers: list[nn.Module]) -> None:

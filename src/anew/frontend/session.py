@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch._dynamo.convert_frame import compile_lock
 from torch.fx import GraphModule, Node
 
 from anew.device.base import Device
@@ -17,6 +18,10 @@ from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
 from anew.frontend.segment import Statistics as Counts
 from anew.plan import Plan
+
+
+class BudgetWarning(UserWarning):
+    """So many programs are loaded that new shapes will soon find no room."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +97,28 @@ class Session:
         self.counts = Counts()
         self.plans: list[Plan] = []
         self.regions = 0
+        self.warned_of_budget = False
         self.host_operations: list[HostOperation] = []
         self.graphs: list[CompiledGraph] = []
-        #: Held while the session compiles and while a program runs: a device does one thing at a time.
-        self.lock = threading.RLock()
+        #: Held while the session compiles and while a program runs: a device does one thing at a time. Dynamo's own
+        #: lock, because torch.fx replaces nn.Module.__call__ while it traces, and Dynamo must not see that.
+        self.lock = compile_lock
         self.regions_by_structure: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self.layer_calls: dict[type, Callable[..., Any]] = {}
 
     def name_region(self) -> str:
-        """Return a name for the next region."""
+        """Return a name for the next region; warns once when a quarter of the programs that a process may load are."""
         self.regions += 1
+        loaded, most = self.device.statistics.programs, self.device.chip.loaded_programs
+        if 4 * loaded >= most and not self.warned_of_budget:
+            self.warned_of_budget = True
+            warnings.warn(
+                f"{loaded} programs are loaded, of the {most} that {self.device.chip.name} takes in a process; each new "
+                "shape of an input makes a forward and a backward program: pad batches to few lengths, and keep the "
+                "last batch whole (data collator: pad_to_multiple_of=..., data loader: drop_last=True)",
+                BudgetWarning,
+                stacklevel=2,
+            )
         return f"region {self.regions}"
 
     def statistics(self) -> Statistics:

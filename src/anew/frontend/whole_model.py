@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
@@ -57,8 +58,9 @@ def _layers(module: GraphModule) -> dict[Node, str]:
     """The layer each operation belongs to, by the layer's path; operations outside layers are left out."""
     paths = {n: list(_modules_around(n)) for n in module.graph.nodes if n.op not in ("placeholder", "output", "get_attr")}
     members: dict[tuple[str, Any], set[str]] = defaultdict(set)
-    for around in paths.values():
-        for path, kind in around[:-1]:  # the innermost module has none of its own
+    for node, around in paths.items():
+        body = isinstance(node.target, HigherOrderOperator)  # such as a checkpoint: the modules are called inside
+        for path, kind in around if body else around[:-1]:  # the innermost module has none of its own
             if match := _MEMBER.fullmatch(path):
                 members[match["list"], kind].add(path)
     repeated = {path for found in members.values() if len(found) > 1 for path in found}
