@@ -42,7 +42,8 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
         return Captured(session, module)
 
     call.__code__ = call.__code__.replace(co_name=kind.__name__)  # Dynamo keeps graphs by code object
-    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False, recompile_limit=RECOMPILES)
+    limit: Any = {"recompile_limit": RECOMPILES}  # torch's overloads do not list it
+    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False, **limit)
 
     @functools.wraps(call)
     def own_errors(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

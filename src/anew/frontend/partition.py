@@ -7,12 +7,14 @@ backward, and the tensors they look at are saved once.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from functorch.compile import default_partition
 from torch.fx import GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
 
 aten = torch.ops.aten
 
@@ -33,7 +35,11 @@ _VIEWS = {
 
 
 def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[Any, Any]:
-    """A ``partition_fn`` of AOTAutograd: default partition, then views of saved tensors replayed in the backward."""
+    """A ``partition_fn`` of AOTAutograd: default partition, then views of saved tensors replayed in the backward.
+
+    What the model checkpoints is recomputed in the backward, except what is drawn at random: that is saved.
+    """
+    _save_draws(joint)
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     results = list(forward.graph.output_node().args[0])
     results, saved = results[:num_fwd_outputs], results[num_fwd_outputs:]
@@ -50,6 +56,14 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
         module.graph.lint()
         module.recompile()
     return forward, backward
+
+
+def _save_draws(joint: GraphModule) -> None:
+    for node in joint.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            for saved in (node, *(user for user in node.users if user.target is operator.getitem)):
+                if "recompute" in saved.meta:
+                    saved.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 def is_view(node: Any) -> bool:

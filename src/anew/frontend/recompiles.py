@@ -21,7 +21,7 @@ def check_recompiles() -> None:
     if 0 < count >= limit - 1:
         reason = get_metrics_context()._metrics.get("recompile_reason")
         raise UserError(
-            f"graph {count + 1} of one function, of {limit} that PyTorch takes before it runs the function eagerly; the "
-            f"guard that failed last: {reason}. Keep what it names from changing, or compile the model with "
+            f"graph {count + 1} of one function, of {limit} that PyTorch takes before it runs the function eagerly; "
+            f"the guard that failed last: {reason}. Keep what it names from changing, or compile the model with "
             "anew.compile, or raise torch._dynamo.config.recompile_limit"
         )

@@ -38,7 +38,7 @@ class Region:
         module: a Dynamo graph of fixed sizes whose inputs and results are tensors; it is rewritten in place.
         inputs: tensors as it will be called with: shapes, types and ``requires_grad`` count, values do not.
 
-    Raises UserError under autocast, NotLowered and DeviceError as the compiler and the device do.
+    Raises UserError under autocast and on a parameter in half precision, and what compiler and device raise.
     """
 
     def __init__(self, session: Session, module: GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -47,6 +47,7 @@ class Region:
                 "this region is called under torch.autocast; regions take fp32 tensors and the engine computes in fp16 "
                 "by itself: leave autocast away (Trainer: bf16=False, fp16=False)"
             )
+        _check_float32(module, inputs)
         self.session = session
         self.parameters = [isinstance(x, torch.nn.Parameter) for x in inputs]
         self.name = session.name_region()
@@ -58,7 +59,7 @@ class Region:
 
     def __call__(self, *args: Tensor) -> Sequence[Any]:
         """Run the graph, differentiably."""
-        return self.run(*args)  # type: ignore[no-any-return]
+        return self.run(*args)
 
     def _compile_all(self, inputs: Sequence[Tensor]) -> Compiled:
         statistics = take_statistics(self.module)
@@ -127,6 +128,12 @@ class Region:
     def _segment(self, plan: Plan) -> Segment:
         self.session.plans.append(plan)
         return Segment(plan, self.session.device, self.weights, self.session.counts, self.session.options.scaling)
+
+
+def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    for node, x in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        if isinstance(x, torch.nn.Parameter) and x.is_floating_point() and x.dtype != torch.float32:
+            raise UserError(f"parameter '{node.name}' is {x.dtype}; keep the model in float32, anew keeps fp32 masters")
 
 
 def region_for(session: Session, module: GraphModule, inputs: Sequence[Tensor]) -> Region:

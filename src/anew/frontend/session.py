@@ -113,9 +113,9 @@ class Session:
         if 4 * loaded >= most and not self.warned_of_budget:
             self.warned_of_budget = True
             warnings.warn(
-                f"{loaded} programs are loaded, of the {most} that {self.device.chip.name} takes in a process; each new "
-                "shape of an input makes a forward and a backward program: pad batches to few lengths, and keep the "
-                "last batch whole (data collator: pad_to_multiple_of=..., data loader: drop_last=True)",
+                f"{loaded} programs are loaded, of the {most} that {self.device.chip.name} takes in a process; each "
+                "new shape of an input makes a forward and a backward program: pad batches to few lengths, and keep "
+                "the last batch whole (data collator: pad_to_multiple_of=..., data loader: drop_last=True)",
                 BudgetWarning,
                 stacklevel=2,
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 
@@ -40,12 +40,17 @@ def _lines(module: GraphModule) -> list[str]:
     names = {node: f"%{i}" for i, node in enumerate(module.graph.nodes)}
     lines = []
     for node in module.graph.nodes:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Named(names[n]))
-        target = node.target if node.op in ("call_function", "call_method") else ""
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Named(names[n]))  # type: ignore[arg-type, return-value]
+        target = node.target if node.op in ("call_function", "call_method") else _static(node)
         lines.append(f"{names[node]} {node.op} {target!r} {args} {kwargs}")
         if node.op in ("get_attr", "call_module"):
             lines.extend(_attribute(module, str(node.target)))
     return lines
+
+
+def _static(node: Node) -> bool:
+    """Whether Dynamo calls a placeholder a parameter or a buffer: what is computed of buffers alone may be kept."""
+    return "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
 
 
 def _attribute(module: GraphModule, target: str) -> list[str]:

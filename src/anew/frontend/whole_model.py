@@ -1,4 +1,4 @@
-"""``torch.compile(model, backend="anew")``: the repeated layers of a captured graph become regions, the rest stays PyTorch.
+"""``torch.compile(model, backend="anew")``: repeated layers become regions, the rest stays PyTorch.
 
 Dynamo notes of each node which modules it was called in. Nodes of one layer are cut out as one graph; equal layers
 share a region, so the number of programs does not grow with depth.
@@ -37,7 +37,7 @@ def by_layers(session: Session, module: GraphModule) -> Callable[..., Any]:
     names = {f"submod_{parts[node]}" for node in layers}
     for name in names & {name for name, _ in cut.named_children()}:
         cut.set_submodule(name, _Layer(session, cut.get_submodule(name)))
-    return cut.forward  # type: ignore[no-any-return]
+    return cut.forward
 
 
 class _Layer(nn.Module):
@@ -56,7 +56,8 @@ class _Layer(nn.Module):
 
 def _layers(module: GraphModule) -> dict[Node, str]:
     """The layer each operation belongs to, by the layer's path; operations outside layers are left out."""
-    paths = {n: list(_modules_around(n)) for n in module.graph.nodes if n.op not in ("placeholder", "output", "get_attr")}
+    operations = [n for n in module.graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
+    paths = {n: list(_modules_around(n)) for n in operations}
     members: dict[tuple[str, Any], set[str]] = defaultdict(set)
     for node, around in paths.items():
         body = isinstance(node.target, HigherOrderOperator)  # such as a checkpoint: the modules are called inside
