@@ -7,6 +7,7 @@ operation instances, and reads and writes buffers whose rows are strided to the 
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
 
@@ -30,7 +32,17 @@ def compile_layer(session: Session, layer: nn.Module) -> None:
     call = session.layer_calls.get(kind)
     if call is None:
         call = session.layer_calls[kind] = _captured_call(session, kind)
-    layer._compiled_call_impl = functools.partial(call, layer)
+    layer._compiled_call_impl = _bound(call, layer)
+
+
+def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
+    """``call`` with a layer in front, which it does not keep alive: a model that nobody holds dies at once."""
+    reference = weakref.ref(layer)
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        return call(reference(), *args, **kwargs)
+
+    return bound
 
 
 def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
@@ -54,4 +66,5 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
                 raise failed.inner_exception from None
             raise
 
+    weakref.finalize(own_errors, reset_code, call.__code__).atexit = False  # or Dynamo keeps graphs and programs alive
     return own_errors
