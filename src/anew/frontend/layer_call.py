@@ -1,4 +1,4 @@
-"""What calls a compiled layer: one function for each class of layers in a session, captured once for all of them."""
+"""What calls a compiled layer: one function for each class of a model's layers, captured once for all of them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from anew.frontend.captured import Captured
 from anew.frontend.recompiles import check_recompiles
 from anew.frontend.session import Session
 
-#: Graphs that Dynamo may keep of one class of layers: one for each input shape, training and evaluation apart.
+#: Graphs that Dynamo may keep of a model's layers of one class: one for each input shape, train and eval apart.
 RECOMPILES = 64
 
 
-def compile_layer(session: Session, layer: nn.Module) -> None:
-    """Make calls of a layer run in regions of a session, in place of its forward.
+def compile_layers(session: Session, layers: Sequence[nn.Module]) -> None:
+    """Make calls of a model's layers run in regions of a session, in place of their forward.
 
     As ``nn.Module.compile`` does, which gives every module's graphs to one function, ``nn.Module._call_impl``, and
-    with it one recompile limit to all classes of a process.
+    with it one recompile limit to all classes and models of a process. Here a model that nobody holds any more takes
+    its graphs, and with them its programs, with it.
     """
-    kind = type(layer)
-    call = session.layer_calls.get(kind)
-    if call is None:
-        call = session.layer_calls[kind] = _captured_call(session, kind)
-    layer._compiled_call_impl = _bound(call, layer)
+    calls = {kind: _captured_call(session, kind) for kind in dict.fromkeys(map(type, layers))}
+    for layer in layers:
+        layer._compiled_call_impl = _bound(calls[type(layer)], layer)
 
 
 def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
-    """``call`` with a layer in front, which it does not keep alive: a model that nobody holds dies at once."""
+    """``call`` with a layer in front, which it does not keep alive."""
     reference = weakref.ref(layer)
 
     def bound(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +52,7 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
         check_recompiles()
         return Captured(session, module)
 
-    call.__code__ = call.__code__.replace(co_name=kind.__name__)  # Dynamo keeps graphs by code object
+    call.__code__ = call.__code__.replace(co_name=kind.__name__)  # Dynamo keeps graphs by code object,
     limit: Any = {"recompile_limit": RECOMPILES}  # torch's overloads do not list it
     compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False, **limit)
 
@@ -66,5 +65,5 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
                 raise failed.inner_exception from None
             raise
 
-    weakref.finalize(own_errors, reset_code, call.__code__).atexit = False  # or Dynamo keeps graphs and programs alive
+    weakref.finalize(own_errors, reset_code, call.__code__).atexit = False  # Dynamo would keep the graphs
     return own_errors

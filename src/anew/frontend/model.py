@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from anew.errors import UserError
-from anew.frontend.layer_call import compile_layer
+from anew.frontend.layer_call import compile_layers
 from anew.frontend.layers import repeated_layers
 from anew.frontend.options import Options
 from anew.frontend.session import Session, Statistics, session_for
@@ -60,8 +60,7 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     if getattr(config, "use_cache", False):
         config.use_cache = False  # a cache object as argument would change the graph from layer to layer
 
-    for layer in layers:
-        compile_layer(session, layer)
+    compile_layers(session, layers)
     return model
 
 

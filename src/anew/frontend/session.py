@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,8 +103,6 @@ class Session:
         #: lock, because torch.fx replaces nn.Module.__call__ while it traces, and Dynamo must not see that.
         self.lock = compile_lock
         self.regions_by_structure: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        #: What calls the layers of a class; it dies with the last of them, and the programs with it.
-        self.layer_calls: weakref.WeakValueDictionary[type, Callable[..., Any]] = weakref.WeakValueDictionary()
 
     def name_region(self) -> str:
         """Return a name for the next region; warns once when a quarter of the programs that a process may load are."""
