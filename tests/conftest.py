@@ -10,18 +10,12 @@ def fresh():
 
     from anew.frontend.session import session_for
 
-<<<<<<< HEAD
     def forget():
         torch._dynamo.reset()
-        backend_in.cache_clear()
         session_for.cache_clear()
 
     forget()
     return forget
-=======
-    torch._dynamo.reset()
-    session_for.cache_clear()
->>>>>>> 8f3154d (Regions are compiled at the first call, for its sizes, and shared by equal graphs; whole models are cut into layers)
 
 
 @pytest.fixture

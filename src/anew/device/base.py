@@ -147,6 +147,9 @@ class Device(ABC):
     def _check_budgets(self, weight_bytes: int) -> None:
         chip, spent = self.chip, self.statistics
         if spent.programs >= chip.loaded_programs:
+            gc.collect()  # models that died may lie in cycles
+            gc.collect()  # and so do the compiled graphs that they held
+        if spent.programs >= chip.loaded_programs:
             raise DeviceError(
                 "load",
                 f"{spent.programs} programs are loaded, the most that {chip.name} takes in a process; "
