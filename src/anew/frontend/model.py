@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from anew.errors import UserError
+from anew.frontend.cache import with_fixed_sizes
 from anew.frontend.layer_call import compile_layers
 from anew.frontend.layers import repeated_layers
 from anew.frontend.options import Options
@@ -56,12 +57,19 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     """Compile the repeated layers of a model in a session, in place; the checks are those of :func:`compile`."""
     layers = repeated_layers(model)
     _check_float32(layers)
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False  # a cache object as argument would change the graph from layer to layer
-
+    _no_cache_by_default(model)
     compile_layers(session, layers)
+    for layer in layers:
+        layer._compiled_call_impl = with_fixed_sizes(layer, layer._compiled_call_impl)
     return model
+
+
+def _no_cache_by_default(model: nn.Module) -> None:
+    """Let a plain forward build no cache, which training has no use for; ``generate`` asks for one by itself."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
 
 
 def options_of(model: nn.Module) -> Options | None:
