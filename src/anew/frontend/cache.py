@@ -142,8 +142,8 @@ class _Step:
             given = everything if is_causal is False else everything.tril(self.seen)
         if given.dim() != 4 or given.shape[-2:] != (self.tokens, width):
             raise UserError(
-                f"attention mask {list(given.shape)} of {self.kind}: {self.tokens} tokens with {self.seen} in the cache take "
-                f"[batch, heads, {self.tokens}, {width}]"
+                f"{self.kind}: an attention mask of {list(given.shape)}, but {self.tokens} tokens with {self.seen} in "
+                f"the cache take [batch, heads, {self.tokens}, {width}]"
             )
         if given.dtype == torch.bool:
             given = torch.zeros(given.shape).masked_fill_(~given, MASKED)
@@ -158,9 +158,10 @@ def _check_cache(kind: str, cache: Any, index: int) -> None:
     """Raise UserError unless a cache holds the keys and values that attention reads, in their order."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    stored = type(cache.layers[index]) if isinstance(cache, DynamicCache) and index < len(cache) else DynamicLayer
-    if not isinstance(cache, DynamicCache) or stored not in (DynamicLayer, DynamicSlidingWindowLayer):
+    stored = [type(layer) for layer in getattr(cache, "layers", ())[index : index + 1]]  # none before the first token
+    if not isinstance(cache, DynamicCache) or not set(stored) <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        given = " of ".join(cls.__name__ for cls in (type(cache), *stored))
         raise UserError(
-            f"{kind} was given a {type(cache).__name__} of {stored.__name__}; anew takes transformers' DynamicCache of "
-            f"full or sliding attention, which generate makes by itself: name no cache_implementation, or {WITHOUT}"
+            f"{kind} was given a {given}; anew takes transformers' DynamicCache of full or sliding attention, which "
+            f"generate makes by itself: name no cache_implementation, or {WITHOUT}"
         )
