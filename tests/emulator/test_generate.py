@@ -84,9 +84,11 @@ def test_tokens_and_logits_of_each_family(name):
     assert anew.statistics(compiled).regions == 2
 
 
-def test_24_layers_take_two_programs_and_no_eager_layer(caplog):
+def test_24_layers_take_two_programs_and_no_eager_layer(caplog, monkeypatch):
     """20 tokens: each of 24 layers runs the prompt's program once and the one for single tokens 19 times."""
     plain, compiled = build(seed=6, num_hidden_layers=24, initializer_range=0.1)
+    for name in ("torch", "torch._dynamo"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # or caplog would not see them
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(plain, compiled, prompt(), max_new_tokens=20)

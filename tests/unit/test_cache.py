@@ -41,15 +41,19 @@ def test_buckets_are_powers_of_two_that_hold_the_length(length):
     batch=st.integers(1, 2),
     calls=st.lists(st.sampled_from([1, 1, 2, 5, 70]), min_size=1, max_size=5),
     padding=st.integers(0, 3),
+    recording=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_padded_calls_give_the_same_logits_and_cache(attention, window, batch, calls, padding, seed):
-    """Tokens fed in several calls, with left padding in one row and any window."""
+def test_padded_calls_give_the_same_logits_and_cache(attention, window, batch, calls, padding, recording, seed):
+    """Tokens fed in several calls: left padding in one row, any window, caches that keep more than it shows."""
     plain, padded = pair(attention, window)
     tokens = torch.randint(0, 32, (batch, sum(calls)), generator=torch.Generator().manual_seed(seed))
     visible = torch.ones_like(tokens)
     visible[0, : min(padding, calls[0] - 1)] = 0
     caches = [DynamicCache(config=plain.config) for _ in range(2)]
+    if recording:  # as assisted decoding does, to take tokens back
+        for cache in caches:
+            cache.activate_past_recording()
     seen = 0
     for count in calls:
         step = {"input_ids": tokens[:, seen : seen + count], "attention_mask": visible[:, : seen + count]}

@@ -35,6 +35,9 @@ def compile(
     plain PyTorch. Any training loop works: tensors outside the regions are ordinary fp32 tensors, and no gradient
     scaler is needed.
 
+    ``model.generate`` of transformers works as before: see :mod:`anew.frontend.cache`. A plain forward returns no
+    cache unless it is called with ``use_cache=True``: the model's ``config.use_cache`` becomes False.
+
     Args:
         model: a model in float32, such as ``transformers.LlamaForCausalLM``.
         device: ``auto``, ``emulator`` or ``null``.
