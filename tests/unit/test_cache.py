@@ -157,6 +157,14 @@ def test_layers_that_use_a_cache_otherwise_are_refused(change, sentence):
         call(torch.zeros(1, 3, 8), past_key_values=DynamicCache())
 
 
+def test_arguments_without_a_name_are_refused():
+    layer = Strange()
+    layer.forward = lambda hidden_states, *rest, past_key_values: hidden_states
+    call = with_fixed_sizes(layer, layer.forward)
+    with pytest.raises(UserError, match="does not name its arguments"):
+        call(torch.zeros(1, 3, 8), torch.zeros(1), past_key_values=DynamicCache())
+
+
 def test_a_tuple_stays_a_tuple():
     layer = Strange()
     hidden, weights = with_fixed_sizes(layer, layer.forward)(torch.ones(1, 3, 8), past_key_values=DynamicCache())

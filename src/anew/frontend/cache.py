@@ -7,7 +7,7 @@ keys and values of the new tokens come back, and the cache takes them up itself:
 between calls (beams, sliding windows, cropping, going on from an earlier one) is left to transformers.
 
 An answer takes two programs: one for the prompt, whose length is padded likewise, one for every token after it; and
-one more each time the length outgrows a bucket.
+one more each time the length outgrows a bucket, or stays in a smaller one in layers with a sliding window.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from anew.errors import UserError
 SMALLEST_BUCKET = 64
 #: Arguments of transformers' layers that have the new tokens along axis 1, alone or in a tuple.
 TOKENS_ALONG_AXIS_1 = ("hidden_states", "position_embeddings", "position_ids")
+#: What to do instead, at the end of an error.
 WITHOUT = "generate with use_cache=False, at one program for each length"
 
 
@@ -67,7 +68,8 @@ def with_fixed_sizes(layer: nn.Module, call: Callable[..., Any]) -> Callable[...
     transformers' default cache and the layer takes arguments that can be padded. Forward hooks inside the layer see
     the padded sizes.
     """
-    names = list(inspect.signature(layer.forward).parameters)
+    parameters = inspect.signature(layer.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     kind = type(layer).__name__
     numbers = [getattr(m, "layer_idx", None) for m in layer.modules()]
     index = next((number for number in numbers if isinstance(number, int)), None)
@@ -78,8 +80,8 @@ def with_fixed_sizes(layer: nn.Module, call: Callable[..., Any]) -> Callable[...
         if name is None:
             return call(*args, **kwargs)
         cache = given.pop(name)
-        if index is None or "hidden_states" not in given:
-            raise UserError(f"{kind} has no layer_idx or takes no hidden_states, which a cache needs; {WITHOUT}")
+        if index is None or "hidden_states" not in given or len(args) > len(names):
+            raise UserError(f"{kind} has no layer_idx or does not name its arguments as transformers does; {WITHOUT}")
         _check_cache(kind, cache, index)
         step = _Step(kind, cache, index, given)
         fitted = step.arguments | {name: step.view}
