@@ -12,10 +12,11 @@ from anew.errors import AnewError, UserError
 
 if TYPE_CHECKING:
     from anew.frontend.explain import explain
+    from anew.frontend.loss.function import linear_cross_entropy
     from anew.frontend.model import compile, statistics
 
 __version__ = metadata.version("anew")
-__all__ = ["AnewError", "UserError", "__version__", "compile", "explain", "statistics"]
+__all__ = ["AnewError", "UserError", "__version__", "compile", "explain", "linear_cross_entropy", "statistics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from anew.frontend.explain import explain
 
         return explain
+    if name == "linear_cross_entropy":
+        from anew.frontend.loss.function import linear_cross_entropy
+
+        return linear_cross_entropy
     raise AttributeError(f"module 'anew' has no attribute '{name}'")

@@ -24,17 +24,30 @@ def flops_of_eager_step(net, **inputs):
 def test_flops_on_engine_and_host_add_up_to_those_of_eager_pytorch(llama):
     net = llama(attn_implementation="eager")
     found = anew.explain(net, {"input_ids": TOKENS, "labels": TOKENS})
+    logits = 2 * 32 * 32 * 64  # [32, 32] x [32, 64]; the loss region's backward computes them again
+    assert found.host_flops == 0
+    assert found.engine_flops == flops_of_eager_step(net, input_ids=TOKENS, labels=TOKENS) + logits
+    assert found.coverage == 1.0
+
+
+def test_flops_of_a_head_that_stays_apart(llama):
+    net = llama(attn_implementation="eager")
+    eager = flops_of_eager_step(net, input_ids=TOKENS, labels=TOKENS)
+    found = anew.explain(anew.compile(net, loss="apart"), {"input_ids": TOKENS, "labels": TOKENS})
     head = 3 * 2 * 32 * 32 * 64  # forward, gradient of the hidden states, gradient of the head: [32, 32] x [32, 64]
+    assert found.loss is None
     assert found.host_flops == head
-    assert found.engine_flops == flops_of_eager_step(net, input_ids=TOKENS, labels=TOKENS) - head
+    assert found.engine_flops == eager - head
     assert found.coverage == found.engine_flops / (found.engine_flops + head)
 
 
 def test_layers_share_programs_and_each_is_dispatched(llama):
     found = anew.explain(llama(layers=5), {"input_ids": TOKENS, "labels": TOKENS})
-    assert found.regions == 1
-    assert [p.dispatches for p in found.programs] == [5, 5]
-    assert found.dispatches == 10
+    assert found.regions == 2
+    assert [p.dispatches for p in found.programs] == [5, 1, 1, 5]  # layers, head and loss
+    assert found.dispatches == 12
+    assert found.loss is not None
+    assert found.loss.used
 
 
 def test_bytes_are_those_of_the_ports(llama):
@@ -109,7 +122,9 @@ def test_table_and_data(llama):
     assert "region 1 backward" in text
     assert "outside every region" in text
     data = json.loads(json.dumps(found.as_dict()))
-    assert data["dispatches"] == 4
+    assert data["dispatches"] == 6
+    assert data["loss"]["used"] is True
+    assert "Head and loss on the engine" in text
     assert data["coverage"] == found.coverage
 
 

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from anew.device.buffers import BufferPool
 from anew.errors import UserError
+from anew.frontend.loss.causal_lm import verdict_of
+from anew.frontend.loss.check import LossVerdict
 from anew.frontend.model import compile_in, options_of
 from anew.frontend.options import Options
 from anew.frontend.placement import PlacementWarning
@@ -100,6 +102,7 @@ class Explanation:
         regions: graphs captured.
         programs: each program's part in the step.
         host: each host operation's part, the dearest first.
+        loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
         engine_operations, host_operations: ATen operations of the step by where they run, views not counted.
         engine_flops, host_flops: matmul and convolution flops of the step by where they run.
     """
@@ -108,6 +111,7 @@ class Explanation:
     regions: int
     programs: tuple[ProgramUse, ...]
     host: tuple[HostUse, ...]
+    loss: LossVerdict | None
     engine_operations: int
     host_operations: int
     engine_flops: int
@@ -176,6 +180,7 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
         regions=session.regions,
         programs=tuple(ProgramUse.of(p, dispatches[p.name], session.device.buffers) for p in session.plans),
         host=tuple(sorted(host, key=lambda use: (-use.flops, -use.calls * math.prod(use.shape)))),
+        loss=verdict_of(net),
         engine_operations=sum(calls[g.name] * g.engine for g in session.graphs),
         host_operations=sum(use.calls for use in host),
         engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),

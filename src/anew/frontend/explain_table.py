@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SHOWN = 16
 WIDTH = 140
 
+_LOSS = {True: "on the engine", False: "on the host", None: "on the host"}
+
 
 def table(found: Explanation) -> str:
     """Lay out an explanation."""
@@ -33,12 +35,14 @@ def table(found: Explanation) -> str:
 
 
 def _heading(found: Explanation) -> list[str]:
+    loss = [f"Head and loss {_LOSS[found.loss.used]}: {found.loss.reason}"] if found.loss else []
     return [
         f"One training step on {found.chip}: {found.coverage:.1%} of the matmul and convolution flops and "
         f"{found.coverage_by_count:.1%} of the operations run on the engine",
         f"{found.regions} regions, {len(found.programs)} programs, {found.dispatches} dispatches, "
         f"{_bytes(found.bytes_moved)} moved, {_count(found.engine_flops)}FLOP on the engine, "
         f"{_count(found.host_flops)}FLOP on the host",
+        *loss,
     ]
 
 

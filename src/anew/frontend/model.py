@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from anew.errors import UserError
-from anew.frontend.cache import with_fixed_sizes
 from anew.frontend.layer_call import compile_layers
 from anew.frontend.layers import repeated_layers
+from anew.frontend.loss.causal_lm import attach, verdict_of
 from anew.frontend.options import Options
 from anew.frontend.session import Session, Statistics, session_for
 
@@ -27,13 +28,16 @@ def compile(
     numerics: str = "fast",
     strict: bool = False,
     scaling: str = "operands",
+    loss: str = "auto",
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
     The layers of the longest ``nn.ModuleList`` whose members are of one class become regions; they share one
-    forward and one backward program for each input shape. Everything else (embedding, last norm, head, loss) stays
-    plain PyTorch. Any training loop works: tensors outside the regions are ordinary fp32 tensors, and no gradient
-    scaler is needed.
+    forward and one backward program for each input shape. Head and loss of a causal language model of transformers
+    called with ``labels`` become the loss region, if a check on the first batch finds the cross-entropy of the next
+    token; ``outputs.logits`` is then computed when it is read. Everything else (embedding, last norm) stays plain
+    PyTorch. Any training loop works: tensors outside the regions are ordinary fp32 tensors, and no gradient scaler is
+    needed.
 
     ``model.generate`` of transformers works as before: see :mod:`anew.frontend.cache`. A plain forward returns no
     cache unless it is called with ``use_cache=True``: the model's ``config.use_cache`` becomes False.
@@ -45,10 +49,11 @@ def compile(
         numerics: ``fast`` or ``exact`` (bit for bit the engine's multiply-accumulate).
         strict: raise when an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``; ``none`` is for studying the engine's arithmetic.
+        loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
 
     Raises UserError on an unknown option, a model without repeated layers, or parameters that are not float32.
     """
-    options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling)
+    options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling, loss=loss)
     session = session_for(options)
     before = session.statistics()
     compile_in(model, session)
@@ -62,8 +67,8 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     _check_float32(layers)
     _no_cache_by_default(model)
     compile_layers(session, layers)
-    for layer in layers:
-        layer._compiled_call_impl = with_fixed_sizes(layer, layer._compiled_call_impl)
+    if session.options.loss == "auto":
+        attach(model, session)
     return model
 
 
@@ -92,7 +97,7 @@ def statistics(model: nn.Module) -> Statistics:
     if found is None:
         raise UserError("this model was not compiled by anew.compile")
     options, before = found
-    return session_for(options).statistics().since(before)
+    return replace(session_for(options).statistics().since(before), loss=verdict_of(model))
 
 
 def _record(model: nn.Module) -> tuple[Options, Statistics] | None:

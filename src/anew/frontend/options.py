@@ -15,6 +15,7 @@ from anew.errors import UserError
 
 DEVICES = ("auto", "emulator", "null")
 SCALINGS = ("operands", "none")
+LOSSES = ("auto", "apart")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Options:
             gradients are then noise unless the loss is scaled up, and overflows go unseen.
         switches: what to take for true of the facts on which sources disagree, option by name as in docs/chips.md:
             ``{"rsqrt_after_reduce": "refuse"}``. Kept as sorted pairs.
+        loss: of :func:`anew.compile`: ``auto`` takes head and loss of a causal language model to the engine where a
+            check allows it; ``apart`` leaves them to PyTorch.
     """
 
     device: str = "auto"
@@ -38,11 +41,13 @@ class Options:
     strict: bool = False
     scaling: str = "operands"
     switches: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    loss: str = "auto"
 
     def __post_init__(self) -> None:
         _check("device", self.device, DEVICES)
         _check("numerics", self.numerics, NUMERICS)
         _check("scaling", self.scaling, SCALINGS)
+        _check("loss", self.loss, LOSSES)
         if not isinstance(self.strict, bool):
             raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
         _check("chip", self.chip, tuple(known_chips()))

@@ -6,7 +6,7 @@ import functools
 import warnings
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch._dynamo.convert_frame import compile_lock
 from torch.fx import GraphModule, Node
@@ -17,6 +17,10 @@ from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
 from anew.frontend.segment import Statistics as Counts
 from anew.plan import Plan
+
+if TYPE_CHECKING:
+    from anew.frontend.loss.check import LossVerdict
+    from anew.frontend.loss.region import LossRegion
 
 
 class BudgetWarning(UserWarning):
@@ -34,6 +38,7 @@ class Statistics:
         programs: programs loaded. dispatches: programs run. regions: graphs compiled.
         rescaled: region calls run again because a value outgrew its scale. calibrations: runs spent on first calls.
         host_operations: graph nodes that run on the host, each with the rule that keeps it off the engine.
+        loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
     """
 
     device: str
@@ -46,6 +51,7 @@ class Statistics:
     rescaled: int
     calibrations: int
     host_operations: tuple[HostOperation, ...]
+    loss: LossVerdict | None = None
 
     def since(self, before: Statistics) -> Statistics:
         """What was done after ``before``; programs and regions stay those loaded in all."""
@@ -103,6 +109,7 @@ class Session:
         #: lock, because torch.fx replaces nn.Module.__call__ while it traces, and Dynamo must not see that.
         self.lock = compile_lock
         self.regions_by_structure: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.loss: LossRegion | None = None
 
     def name_region(self) -> str:
         """Return a name for the next region; warns once when a quarter of the programs that a process may load are."""

@@ -1,0 +1,188 @@
+"""The loss region of a session: cross-entropy of a linear head, and its gradients, tile by tile.
+
+With ``S`` the sum of ``exp(logit - largest)`` over every column but the label's, and ``z`` the label's logit:
+
+    gap          = largest + log(S) - z
+    loss         = log(1 + exp(gap))
+    wrong        = 1 - P(label) = sigmoid(gap)
+    d loss/d h   = wrong * (sum of exp(logit - largest) / S * weight rows  -  the label's weight row)
+
+The engine gives ``largest``, the sums and the products with ``exp(logit - largest)``. ``z``, the label's rows and all
+that is one number a token are the host's, in fp32. The usual ``P - Y`` subtracts nearly equal numbers wherever a model
+is sure of its answer, one of them with the error of fp16 logits. Here nothing cancels, and fp16 holds the exponentials
+equally well however small ``wrong`` is.
+
+The norm before the head stays on the host: it is one pass over [tokens, features], and its result then is rounded to
+fp16 just once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anew.frontend.instances import ByTensor
+from anew.frontend.loss.programs import Shape, backward, compile_function, forward
+from anew.frontend.loss.tiling import Tile, Tiling
+from anew.frontend.region import GraphCall
+from anew.frontend.segment import WeightStore
+from anew.frontend.session import Session
+
+#: The label of a token that does not count.
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Head:
+    """Operands of a loss: hidden states [tokens, features], weight [vocabulary, features], bias, labels [tokens].
+
+    Labels are columns of the vocabulary, or ``NO_LABEL``. Tensors are fp32.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+
+    @property
+    def label_rows(self) -> Tensor:
+        """Each token's row of the weight; row 0 where it has none."""
+        return self.target.clamp_min(0)
+
+    def label_logits(self) -> Tensor:
+        """The logit of each token's label, [tokens]."""
+        logits = (self.hidden * self.weight[self.label_rows]).sum(1)
+        return logits if self.bias is None else logits + self.bias[self.label_rows]
+
+
+@dataclass(frozen=True)
+class Mass:
+    """What the forward pass knows of each token, [tokens, 1] each: ``largest`` and ``S`` of the module's text."""
+
+    largest: Tensor
+    total: Tensor
+
+
+class LossRegion:
+    """The loss programs of one session and the heads' weights as uploaded."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.weights = WeightStore(session.device)
+        self.views: ByTensor[dict[int, list[Tensor]]] = ByTensor()
+        self.programs: dict[tuple[Shape, bool, int], GraphCall] = {}
+        self.names: dict[Shape, str] = {}
+
+    def losses(self, head: Head) -> tuple[Tensor, Tensor, Mass]:
+        """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs."""
+        mass = self._mass(head)
+        gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
+        labelled = head.target != NO_LABEL
+        return F.softplus(gap).where(labelled, 0.0), gap.sigmoid().where(labelled, 0.0), mass
+
+    def _mass(self, head: Head) -> Mass:
+        tiling = self._tiling(head)
+        call = self._program(tiling, head, hidden=False, width=0)
+        chunks = []
+        for rows in tiling.chunks():
+            found = [call(arguments) for _, arguments in self._arguments(head, tiling, rows)]
+            chunks.append(_combined([largest for largest, _ in found], [sums for _, sums in found]))
+        tokens = slice(tiling.tokens)
+        return Mass(torch.cat([c.largest for c in chunks])[tokens], torch.cat([c.total for c in chunks])[tokens])
+
+    def gradients(
+        self, head: Head, mass: Mass, factor: Tensor, *, hidden: bool, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of the hidden states, the weight and the bias, those that are wanted.
+
+        ``factor`` [tokens] is the loss's cotangent times ``wrong``.
+        """
+        factor = factor.unsqueeze(1)
+        ratio = factor / mass.total
+        states = F.pad(head.hidden, (0, 1), value=1.0) if bias else head.hidden
+        of_hidden, of_weight = self._products(head, mass, ratio * states if weight or bias else None, hidden)
+        if of_hidden is not None:
+            of_hidden.mul_(ratio).sub_(factor * head.weight[head.label_rows])
+        if of_weight is None:
+            return of_hidden, None, None
+        of_weight.index_add_(0, head.label_rows, factor * states, alpha=-1)
+        features = head.hidden.shape[1]
+        return of_hidden, of_weight[:, :features].contiguous() if weight else None, of_weight[:, -1] if bias else None
+
+    def _products(
+        self, head: Head, mass: Mass, cotangent: Tensor | None, hidden: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``exp(logits - largest) @ weight`` and ``exp(logits - largest).T @ cotangent``, those that are wanted."""
+        tiling = self._tiling(head)
+        width = 0 if cotangent is None else cotangent.shape[1]
+        call = self._program(tiling, head, hidden=hidden, width=width)
+        of_hidden = torch.zeros(tiling.padded, head.hidden.shape[1]) if hidden else None
+        of_weight = torch.zeros(len(head.weight), width) if width else None
+        for rows in tiling.chunks():
+            largest = tiling.cut(mass.largest, rows)
+            further = [largest] if cotangent is None else [largest, tiling.cut(cotangent, rows)]
+            for tile, arguments in self._arguments(head, tiling, rows):
+                results = call([*arguments, *further])
+                if of_hidden is not None:
+                    of_hidden[rows] += results[0]
+                if of_weight is not None:
+                    of_weight[tile.span] += results[-1]
+        return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
+
+    def _tiling(self, head: Head) -> Tiling:
+        return Tiling.plan(len(head.hidden), len(head.weight), self.session.device.chip.max_axis)
+
+    def _arguments(self, head: Head, tiling: Tiling, rows: slice) -> Iterator[tuple[Tile, list[Tensor]]]:
+        """Each tile with the arguments that both programs take, in the order of :meth:`Shape.ports`."""
+        hidden, target = tiling.cut(head.hidden, rows), tiling.cut(head.target, rows, NO_LABEL)
+        for tile, weight in zip(tiling.tiles, self._views(head.weight, tiling), strict=True):
+            yield tile, [hidden, weight, tile.column(head.bias), *tile.labels(target)]
+
+    def _views(self, weight: Tensor, tiling: Tiling) -> list[Tensor]:
+        """The weight's rows of each tile, the same tensors at every call: uploads and scales are known by them."""
+        known = self.views.get(weight, dict)
+        if weight.data_ptr() not in known:
+            known.clear()
+            known[weight.data_ptr()] = [weight.detach()[tile.span] for tile in tiling.tiles]
+        return known[weight.data_ptr()]
+
+    def _program(self, tiling: Tiling, head: Head, *, hidden: bool, width: int) -> GraphCall:
+        """The backward program that gives those products (``width``: columns of its cotangent), or the forward one."""
+        tile = tiling.tiles[0]
+        shape = Shape(tiling.rows, tile.size, head.hidden.shape[1], tile.block)
+        key = shape, hidden, width
+        if key not in self.programs:
+            if shape not in self.names:
+                self.names[shape] = f"{self.session.name_region()} loss"
+            wanted = {"hidden": hidden, "weight": width >= shape.features, "bias": width > shape.features}
+            results = ", ".join(name for name, is_wanted in wanted.items() if is_wanted)
+            name = f"{self.names[shape]} {f'backward to {results}' if results else 'forward'}"
+            ports = shape.ports()
+            function: Callable[..., tuple[Tensor, ...]] = forward
+            if hidden or width:
+                function = backward(hidden=hidden, weight=bool(width))
+                ports["largest"] = (shape.rows, 1)
+            if width:
+                ports["cotangent"] = (shape.rows, width)
+            self.programs[key] = compile_function(self.session, self.weights, name, function, ports)
+        return self.programs[key]
+
+
+def _combined(largest: list[Tensor], sums: list[Tensor]) -> Mass:
+    """Bring the tiles' block sums to the largest logit over all tiles, and add them."""
+    tops = torch.cat(largest, 1)
+    top = tops.amax(1, keepdim=True)
+    totals = torch.cat([s.sum(1, keepdim=True, dtype=torch.float64) for s in sums], 1)
+    total = (totals * torch.exp((tops - top).double())).sum(1, keepdim=True)
+    return Mass(top, total.clamp_min(1.0).float())  # the largest itself counts 1; the null device gives 0
+
+
+def loss_region(session: Session) -> LossRegion:
+    """The loss region of a session, made on first use."""
+    if session.loss is None:
+        session.loss = LossRegion(session)
+    return session.loss
