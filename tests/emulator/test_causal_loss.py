@@ -2,9 +2,11 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     Gemma2Config,
@@ -18,11 +20,18 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 import anew
+from anew.chips import load_chip
+from anew.device.emulator.engine import EmulatedEngine
 from anew.errors import AnewError
+from anew.frontend.loss.check import check
 from anew.frontend.loss.deferred import DeferredLogits
 from anew.frontend.loss.next_token import NextToken
+from anew.frontend.loss.region import LossRegion
+from anew.frontend.options import Options
+from anew.frontend.session import Session
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),
@@ -228,6 +237,28 @@ def test_a_head_that_is_no_linear_layer_stays_apart(llama):
     verdict = assert_like_fp64(net, error=0.05)
     assert verdict.used is False
     assert "fp32 nn.Linear" in verdict.reason
+
+
+def next_token_loss(logits, labels, shift_labels):
+    return ForCausalLMLoss(logits, labels, vocab_size=64)
+
+
+def test_a_head_that_the_chip_does_not_take_stays_apart():
+    session = Session(Options())
+    session.device = EmulatedEngine(replace(load_chip("m4"), max_axis=1024))
+    head = nn.Linear(1025, 64, bias=False)
+    verdict = check(LossRegion(session), next_token_loss, NextToken(LABELS), torch.randn(2, 13, 1025), head)
+    assert verdict.used is False
+    assert "an axis outside 1 to 1024" in verdict.reason
+
+
+def test_an_engine_that_computes_something_else_fails_the_check(monkeypatch):
+    region = LossRegion(Session(Options()))
+    losses = region.losses
+    monkeypatch.setattr(region, "losses", lambda head: (losses(head)[0] * 1.1, *losses(head)[1:]))
+    verdict = check(region, next_token_loss, NextToken(LABELS), torch.randn(2, 13, 32), nn.Linear(32, 64, bias=False))
+    assert verdict.used is False
+    assert "on the engine differ" in verdict.reason
 
 
 def test_adapters_with_a_frozen_head(llama):

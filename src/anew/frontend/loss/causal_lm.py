@@ -108,7 +108,8 @@ def verdict_of(model: nn.Module) -> LossVerdict | None:
 def _causal_lm(model: nn.Module) -> Any:
     """The module that has both a loss function and an output embedding, under any wrapper such as PEFT's."""
     for module in model.modules():
-        if hasattr(type(module), "loss_function") and hasattr(type(module), "get_output_embeddings"):
+        own = getattr(type(module), "loss_function", None)  # a property with a setter, in transformers
+        if isinstance(own, property) and hasattr(type(module), "get_output_embeddings"):
             head: Any = module.get_output_embeddings()  # type: ignore[operator]
             if isinstance(head, nn.Module):
                 return module
