@@ -48,6 +48,14 @@ def check(
         call: labels and what else the loss depends on.
         hidden: [batch, length, features]. head: the output embedding.
     """
+    with torch.inference_mode(False):  # the first batch may be one of evaluation; copies have gradients all the same
+        shift = None if call.shift_labels is None else call.shift_labels.clone()
+        return _check(region, own, replace(call, labels=call.labels.clone(), shift_labels=shift), hidden.clone(), head)
+
+
+def _check(
+    region: LossRegion, own: Callable[..., Tensor], call: NextToken, hidden: Tensor, head: nn.Linear
+) -> LossVerdict:
     rows, length = max(1, TOKENS // hidden.shape[1]), min(hidden.shape[1], TOKENS)
     part = (slice(rows), slice(length))
     shift = None if call.shift_labels is None else call.shift_labels[part]
