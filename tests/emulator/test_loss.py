@@ -251,5 +251,5 @@ def test_what_it_does_not_take_is_one_sentence(change, message):
 
 def test_features_beyond_the_chip_are_one_sentence():
     function, _ = on_chip(1024)
-    with pytest.raises(anew.AnewError, match="an axis outside 1 to 1024"):
+    with pytest.raises(anew.AnewError, match="m4 takes 1 to 1024"):
         function(torch.ones(2, 1025), torch.ones(8, 1025), torch.tensor([0, 1]))
