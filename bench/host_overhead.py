@@ -16,7 +16,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import anew
-from anew.frontend.backend import backend_in
 from anew.frontend.session import session_for
 from anew.train.memory import keep_freed_memory
 
@@ -48,7 +47,6 @@ def step(net: LlamaForCausalLM, tokens: torch.Tensor) -> tuple[float, float]:
 def measure_depth(layers: int, width: int) -> dict[str, Any]:
     """Compile time, programs, and what a region call takes: the difference to a model of one layer, by layer."""
     torch._dynamo.reset()
-    backend_in.cache_clear()
     session_for.cache_clear()
     gc.collect()  # the memory of the model before
     tokens = torch.randint(0, 64, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
