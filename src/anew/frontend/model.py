@@ -32,12 +32,15 @@ def compile(
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
-    The layers of the longest ``nn.ModuleList`` whose members are of one class become regions; they share one
-    forward and one backward program for each input shape. Head and loss of a causal language model of transformers
-    called with ``labels`` become the loss region, if a check on the first batch finds the cross-entropy of the next
-    token; ``outputs.logits`` is then computed when it is read. Everything else (embedding, last norm) stays plain
-    PyTorch. Any training loop works: tensors outside the regions are ordinary fp32 tensors, and no gradient scaler is
-    needed.
+    The members of the outermost lists of layers (:func:`anew.frontend.layers.repeated_layers`) become regions. Layers
+    whose graphs are equal share programs: a forward and a backward one for each input shape, and one more to evaluate.
+    Layers that differ in configuration (windows of attention, say) have their own, and so has the first layer over a
+    frozen embedding, whose input needs no gradient. Head and loss of a causal language model of transformers called
+    with ``labels`` become the loss region, if a check on the first batch finds the cross-entropy of the next token;
+    ``outputs.logits`` is then computed when it is read. Everything else (embedding, last norm) stays plain PyTorch.
+    Any training loop works: tensors outside the regions are ordinary fp32 tensors, and no gradient scaler is needed.
+    Adapters may be put on before or after. A deep copy of the model, or one loaded from a pickle, is a plain model
+    again.
 
     ``model.generate`` of transformers works as before: see :mod:`anew.frontend.cache`. A plain forward returns no
     cache unless it is called with ``use_cache=True``: the model's ``config.use_cache`` becomes False.
