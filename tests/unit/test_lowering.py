@@ -181,21 +181,20 @@ REFUSALS = {
 def test_refusals_say_why(name, fresh):
     function, sentence = REFUSALS[name]
     compiled = torch.compile(function, backend="anew", options={"strict": True}, dynamic=False)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=sentence) as raised:
+    with pytest.raises(PlacementError, match=sentence):
         compiled(torch.ones(X))
-    assert isinstance(raised.value.inner_exception, PlacementError)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_at_the_boundary_is_refused(dtype, fresh):
     compiled = torch.compile(lambda x: x * 2, backend="anew", options={"strict": True}, dynamic=False)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=f"is {dtype}; a region takes and gives"):
+    with pytest.raises(PlacementError, match=f"is {dtype}; a region takes and gives"):
         compiled(torch.ones(3, dtype=dtype))
 
 
 def test_an_integer_input_is_refused(fresh):
     compiled = torch.compile(lambda x, i: x * i, backend="anew", options={"strict": True}, dynamic=False)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"is torch.int64; a region takes"):
+    with pytest.raises(PlacementError, match=r"is torch.int64; a region takes"):
         compiled(torch.ones(3), torch.ones(3, dtype=torch.int64))
 
 

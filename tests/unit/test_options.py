@@ -77,9 +77,3 @@ def test_an_unknown_option_raises_through_torch_compile(fresh):
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="did you mean 'numerics'") as raised:
         doubled(torch.ones(3))
     assert isinstance(raised.value.inner_exception, UserError)
-
-
-def test_sizes_that_vary_are_refused_with_the_cure(fresh):
-    doubled = torch.compile(lambda x: x * 2, backend="anew", dynamic=True)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="compile it with dynamic=False"):
-        doubled(torch.ones(3, 5))
