@@ -88,6 +88,7 @@ def test_host_operations_name_place_shape_rule_and_source():
     assert "torch.cumsum(self.first(x), 1)" in inside.source
     outside = next(use for use in found.host if use.operation == "aten.mul.Tensor")
     assert outside.where == "outside every region"
+    assert (inside.kind, outside.kind) == ("fallback", "outside")
     assert outside.source.startswith(f"{__file__}:")
     assert found.coverage == 1.0
     assert 0 < found.coverage_by_count < 1

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from anew.compiler.custom_ops import MASKED
-from anew.frontend.canonical import attention, canonicalize
+from anew.frontend.attention import attention
+from anew.frontend.canonical import canonicalize
 from anew.frontend.functions import rms_norm
 
 
@@ -76,7 +77,92 @@ def test_masks_are_finite_in_fp16():
     assert torch.tensor(2 * MASKED).half().isfinite()  # a causal mask and another may add up
     mask = torch.tensor([[True, False]])
     assert torch.ops.anew.additive_mask(mask).tolist() == [[0.0, MASKED]]
+    assert torch.ops.anew.additive_mask(torch.tensor([-torch.inf, -1e9, -5.5])).tolist() == [MASKED, MASKED, -5.5]
     assert torch.ops.anew.causal_mask(2, 3).tolist() == [[0.0, MASKED, MASKED], [0.0, 0.0, MASKED]]
+
+
+def test_rows_are_visible_unless_all_false_or_all_minus_infinity():
+    rows = torch.tensor([[True, False], [False, False]])
+    assert torch.ops.anew.visible_rows(rows).tolist() == [[1.0], [0.0]]
+    rows = torch.tensor([[-torch.inf, 0.0], [-torch.inf, -torch.inf], [torch.finfo(torch.float32).min] * 2])
+    assert torch.ops.anew.visible_rows(rows).tolist() == [[1.0], [0.0], [1.0]]
+
+
+@pytest.mark.parametrize("operation", [torch.ops.anew.additive_mask, torch.ops.anew.visible_rows])
+@pytest.mark.parametrize("mask", [BOOL_MASK, FLOAT_MASK, FLOAT_MASK.float().requires_grad_()])
+def test_operations_on_masks_are_registered_right(operation, mask):
+    mask = mask.detach() if operation is torch.ops.anew.visible_rows else mask
+    torch.library.opcheck(operation.default, (mask,))
+
+
+def test_rows_without_a_visible_key_are_zero_and_have_no_gradient():
+    visible = BOOL_MASK.clone()
+    visible[0, :, 2] = False
+    for mask in (visible, torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -torch.inf)):
+        inputs = qkv()
+        y, wanted = attention(*inputs, mask), F.scaled_dot_product_attention(*inputs, mask)
+        torch.testing.assert_close(y, wanted)
+        assert not y[0, :, 2].any()
+        for a, b in zip(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(wanted.sum(), inputs), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def repeated(x):
+    return x[:, :, None, :, :].expand(2, 2, 2, 5, 8).reshape(2, 4, 5, 8)
+
+
+GROUPED = {
+    "llama's eager": lambda q, k, v: torch.softmax(torch.matmul(q, repeated(k).transpose(2, 3)), -1) @ repeated(v),
+    "unsqueezed": lambda q, k, v: q @ k.unsqueeze(2).expand(2, 2, 2, 5, 8).reshape(2, 4, 5, 8).mT @ repeated(v),
+    "repeat_interleave": lambda q, k, v: (
+        torch.matmul(q, k.repeat_interleave(2, dim=1).transpose(-1, -2)) @ torch.repeat_interleave(v, 2, 1)
+    ),
+    "sdpa": lambda q, k, v: F.scaled_dot_product_attention(q, repeated(k), value=repeated(v)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_repeated_keys_are_shared(name):
+    q, k, v = (x.detach().float() for x in qkv(kv_heads=2))
+    graph, result = captured(GROUPED[name], q, k, v)
+    torch.testing.assert_close(result, GROUPED[name](q, k, v))
+    found = targets(graph)
+    assert found.count("grouped_matmul") + 2 * found.count("attention") == (1 if name == "unsqueezed" else 2)
+    assert ("expand" in found) == (name == "unsqueezed")  # its .mT is not matched
+
+
+@pytest.mark.parametrize(
+    "near_miss",
+    [
+        lambda q, k: q @ k[:, :, None].expand(2, 2, 2, 5, 8).transpose(1, 2).reshape(2, 4, 5, 8).transpose(2, 3),
+        lambda q, k: q @ k[:, [1, 0], None].expand(2, 2, 2, 5, 8).reshape(2, 4, 5, 8).transpose(2, 3),
+        lambda q, k: q @ k[:, None].expand(2, 2, 2, 5, 8).reshape(2, 4, 5, 8).transpose(2, 3),
+        lambda q, k: q @ k.repeat(1, 2, 1, 1).transpose(2, 3),
+        lambda q, k: q @ k.repeat_interleave(torch.tensor([1, 3]), 1, output_size=4).transpose(2, 3),
+    ],
+)
+def test_keys_repeated_in_another_order_stay_as_they_are(near_miss):
+    q, k, _ = (x.detach().float() for x in qkv(kv_heads=2))
+    graph, result = captured(near_miss, q, k)
+    assert "grouped_matmul" not in targets(graph)
+    torch.testing.assert_close(result, near_miss(q, k))
+
+
+@pytest.mark.parametrize(
+    "near_miss",
+    [
+        lambda x, m: (x @ x) + m,  # no softmax
+        lambda x, m: (lambda s: torch.softmax(s, -1) + s)(x @ x + m),  # read elsewhere, too
+        lambda x, m: torch.softmax((x @ x) + (x @ m), -1),
+        lambda x, m: torch.softmax(torch.add(x @ x, m, alpha=2), -1),
+        lambda x, m: torch.softmax(x + m, -1),
+    ],
+)
+def test_what_is_no_mask_stays_as_it_is(near_miss):
+    x, m = torch.randn(5, 5), torch.randn(5, 5)
+    graph, result = captured(near_miss, x, m)
+    assert "additive_mask" not in "".join(targets(graph))
+    torch.testing.assert_close(result, near_miss(x, m))
 
 
 def test_llama_s_norm_is_one_operation():

@@ -100,11 +100,11 @@ def _port(low: Lowering, node: Node) -> Any:
     val = node.meta["val"]
     if isinstance(val, (tuple, list)):
         return [None if v is None else low.builder.input(f"{node.name}_{i}", v.shape) for i, v in enumerate(val)]
-    _check_tensor(node, val, low.chip)
-    return low.builder.input(node.name, shape_of(node))
+    _check_tensor(node, val, low.chip, least_rank=0)  # a tensor without axes enters as one of one axis
+    return low.builder.input(node.name, shape_of(node) or (1,))
 
 
-def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
+def _check_tensor(node: Node, val: Any, chip: Chip, least_rank: int = 1) -> None:
     if not isinstance(val, torch.Tensor):
         raise NotLowered(f"'{node.name}' is {type(val).__name__}, not a tensor")
     if val.dtype not in (torch.float32, torch.bool):  # a bool tensor is the numbers 1 and 0
@@ -112,7 +112,7 @@ def _check_tensor(node: Node, val: Any, chip: Chip) -> None:
     shape = list(val.shape)
     if any(not isinstance(n, int) for n in shape):
         raise NotLowered(f"'{node.name}' has a symbolic shape {shape}; compile with dynamic=False")
-    if not shape:
+    if len(shape) < least_rank:
         raise NotLowered(f"'{node.name}' has rank 0; a region takes and gives tensors of rank 1 and more")
     for rule, row in extents(shape, chip):
         raise NotLowered(f"'{node.name}' {shape} {rule} ({chip.row(row).source})")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: What a masked score becomes: far below any score, and finite in fp16 (-inf never reaches a program).
+#: What is added to a masked score: far below any score, finite in fp16 even twice over (-inf never reaches a program).
+#: fp16's step is 16 there, so masked scores within 8 of 0 all become equal.
 MASKED = -30000.0
 
 
@@ -184,13 +185,38 @@ max_pool2d.register_autograd(_max_pool_backward, setup_context=_save_max_pool)
 
 @torch.library.custom_op("anew::additive_mask", mutates_args=())
 def additive_mask(mask: Tensor) -> Tensor:
-    """An additive fp32 mask of a bool one's shape: 0 where it is True, ``MASKED`` elsewhere."""
-    return torch.zeros(mask.shape).masked_fill(~mask, MASKED)
+    """A finite additive mask of another mask's shape: ``MASKED`` where nothing may be seen.
+
+    A bool mask gives fp32, 0 where it is True; of a float mask, whatever lies below ``MASKED`` is raised to it.
+    """
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape).masked_fill(~mask, MASKED)
+    return mask.clamp(min=MASKED)
 
 
 @additive_mask.register_fake
 def _(mask: Tensor) -> Tensor:
-    return torch.empty(mask.shape)
+    return torch.empty(mask.shape) if mask.dtype == torch.bool else torch.empty_like(mask)
+
+
+def _pass_through(ctx: Any, grad: Tensor) -> Tensor:
+    """Raising what is below ``MASKED`` changes no weight beside a visible one: the gradient is that of a plain sum."""
+    return grad
+
+
+additive_mask.register_autograd(_pass_through)
+
+
+@torch.library.custom_op("anew::visible_rows", mutates_args=())
+def visible_rows(mask: Tensor) -> Tensor:
+    """1 for every row of a bool or float mask that sees anything, 0 for one all False or all -inf: fp32, [..., 1]."""
+    seen = mask if mask.dtype == torch.bool else mask > -torch.inf
+    return seen.any(-1, keepdim=True).float()
+
+
+@visible_rows.register_fake
+def _(mask: Tensor) -> Tensor:
+    return torch.empty((*mask.shape[:-1], 1))
 
 
 @torch.library.custom_op("anew::causal_mask", mutates_args=())

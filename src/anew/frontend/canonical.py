@@ -1,8 +1,7 @@
 """Rewrite a captured graph before autograd sees it, so that its derivative is one the engine computes well.
 
-* attention is written out as matmul, softmax, matmul, with additive finite masks; grouped queries share their key
-head's
-  rows, so nothing is repeated
+* attention is written out, with additive finite masks and nothing repeated (:mod:`anew.frontend.attention`)
+* dropout multiplies with a mask that the host draws (:mod:`anew.frontend.dropout`)
 * ``x * rsqrt(mean(x^2) + eps)`` becomes one operation whose forward and backward stay within fp16 at any scale of x
 * norms, pooling and some activations are written out in a form that stays within fp16
 * casts to the type a tensor already has disappear, and so do empty tensors put before others, as a new cache does
@@ -10,16 +9,15 @@ head's
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
 
+from anew.frontend import attention, dropout
 from anew.frontend.functions import METHODS, REPLACEMENTS
+from anew.frontend.match import called, tensor_of
 
 
 def canonicalize(module: GraphModule) -> None:
@@ -31,47 +29,16 @@ def canonicalize(module: GraphModule) -> None:
         elif _called(node, "cat"):
             _drop_empty(node)
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target in _ATTENTION:
-            _retarget(node, attention)
-        elif node.op == "call_function" and node.target in REPLACEMENTS:
-            _retarget(node, REPLACEMENTS[node.target])
+        attention.rewrite(node)
+        dropout.rewrite(node)
+        if node.op == "call_function" and node.target in REPLACEMENTS:
+            node.target = REPLACEMENTS[node.target]
         elif node.op == "call_method" and node.target in METHODS:
-            node.op = "call_function"
-            _retarget(node, METHODS[node.target])
+            node.op, node.target = "call_function", METHODS[node.target]
         else:
             _match_rms_norm(node)
     module.graph.eliminate_dead_code()
     module.recompile()
-
-
-_ATTENTION = (F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Scaled dot product attention written out; arguments as torch's, [batch, heads, tokens, head size]."""
-    *batch, heads, length, size = query.shape
-    shared, keys = key.shape[-3], key.shape[-2]
-    grouped = query.reshape(*batch, shared, heads // shared * length, size)
-    factor = 1 / math.sqrt(size) if scale is None else scale
-    scores = torch.matmul(grouped * factor, key.transpose(-2, -1)).view(*batch, heads, length, keys)
-    if is_causal:
-        scores = scores + torch.ops.anew.causal_mask(length, keys)
-    if attn_mask is not None:
-        additive = torch.ops.anew.additive_mask(attn_mask) if attn_mask.dtype == torch.bool else attn_mask
-        scores = scores + additive
-    weights = F.dropout(torch.softmax(scores, -1), dropout_p, training=dropout_p > 0)
-    mixed = torch.matmul(weights.view(*batch, shared, heads // shared * length, keys), value)
-    return mixed.view(*batch, heads, length, value.shape[-1])
 
 
 def _normalized(x: Tensor, eps: float) -> Tensor:
@@ -79,25 +46,13 @@ def _normalized(x: Tensor, eps: float) -> Tensor:
     return normed
 
 
-def _retarget(node: Node, function: Callable[..., Tensor]) -> None:
-    node.target = function
-
-
-def _called(node: Any, *names: str) -> bool:
-    """Whether a node calls a method or a function of one of these names."""
-    if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in names
-
-
 def _drops_cast(node: Node) -> bool:
-    if not _called(node, "to", "float") or not node.args or not isinstance(node.args[0], Node):
+    if not called(node, "to", "float") or not node.args or not isinstance(node.args[0], Node):
         return False
     if True in (*node.args[1:], *node.kwargs.values()):  # copy=True: a tensor of its own
         return False
-    before, after = node.args[0].meta.get("example_value"), node.meta.get("example_value")
-    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+    before, after = tensor_of(node.args[0]), tensor_of(node)
+    if before is None or after is None:
         return False
     return before.dtype == after.dtype and before.device == after.device
 
@@ -122,7 +77,7 @@ def _shape(node: Node) -> tuple[int, ...] | None:
 
 def _match_rms_norm(node: Node) -> None:
     """Replace ``x * rsqrt(mean(square(x), -1, keepdim) + eps)``."""
-    if not _called(node, "mul") or len(node.args) != 2:
+    if not called(node, "mul") or len(node.args) != 2:
         return
     for x, rstd in (node.args, node.args[::-1]):
         found = _rstd_of(rstd)
@@ -137,13 +92,13 @@ def _match_rms_norm(node: Node) -> None:
 
 def _rstd_of(node: Any) -> tuple[Node, float] | None:
     """The x and eps of ``rsqrt(mean(square(x), -1, keepdim) + eps)``."""
-    if not _called(node, "rsqrt") or len(node.args) != 1 or not _called(node.args[0], "add"):
+    if not called(node, "rsqrt") or len(node.args) != 1 or not called(node.args[0], "add"):
         return None
     added = node.args[0]
     if len(added.args) != 2 or added.kwargs:
         return None
     mean, eps = added.args
-    if not isinstance(eps, float) or not _called(mean, "mean") or not mean.args or not _keeps_last(mean):
+    if not isinstance(eps, float) or not called(mean, "mean") or not mean.args or not _keeps_last(mean):
         return None
     return _squared(mean.args[0], eps)
 
@@ -155,8 +110,8 @@ def _keeps_last(mean: Node) -> bool:
 
 
 def _squared(node: Any, eps: float) -> tuple[Node, float] | None:
-    squares = (_called(node, "square") and len(node.args) == 1) or (
+    squares = (called(node, "square") and len(node.args) == 1) or (
         len(getattr(node, "args", ())) == 2
-        and ((_called(node, "pow") and node.args[1] == 2) or (_called(node, "mul") and node.args[0] is node.args[1]))
+        and ((called(node, "pow") and node.args[1] == 2) or (called(node, "mul") and node.args[0] is node.args[1]))
     )
     return (node.args[0], eps) if squares else None

@@ -82,6 +82,7 @@ class HostUse:
         operation, shape: the ATen operation and the shape of its result.
         calls: how often it runs. flops: matmul and convolution flops of all its calls.
         rule: what keeps it off the engine. source: the model's line.
+        kind: ``outside`` of every region; of a region's, ``boundary`` or ``fallback`` (:class:`HostOperation`).
     """
 
     where: str
@@ -91,6 +92,7 @@ class HostUse:
     flops: int
     rule: str
     source: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
         with recorder:
             _step(net, inputs)
     calls, dispatches = session.counts.calls - before.calls, session.counts.dispatches - before.dispatches
-    host = [*_outside(recorder), *_refused(session, calls)]
+    host = [*_outside(recorder), *_in_regions(session, calls)]
     return Explanation(
         chip=session.device.chip.name,
         regions=session.regions,
@@ -190,14 +192,14 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
 
 def _outside(recorder: HostRecorder) -> list[HostUse]:
     return [
-        HostUse(OUTSIDE, call.operation, call.shape, calls, recorder.flops[call], OUTSIDE_RULE, call.source)
+        HostUse(OUTSIDE, call.operation, call.shape, calls, recorder.flops[call], OUTSIDE_RULE, call.source, "outside")
         for call, calls in recorder.calls.items()
     ]
 
 
-def _refused(session: Session, calls: Counter[str]) -> list[HostUse]:
+def _in_regions(session: Session, calls: Counter[str]) -> list[HostUse]:
     return [
-        HostUse(h.region, h.operation, h.shape, calls[h.region], calls[h.region] * h.flops, h.rule, h.source)
+        HostUse(h.region, h.operation, h.shape, calls[h.region], calls[h.region] * h.flops, h.rule, h.source, h.kind)
         for h in session.host_operations
     ]
 

@@ -64,11 +64,12 @@ def _host(found: Explanation) -> Table:
     out.add_column("shape")
     out.add_column("calls", justify="right")
     out.add_column("FLOP", justify="right")
+    out.add_column("kind")
     out.add_column("why", overflow="fold")
     out.add_column("source", overflow="fold")
     for use in found.host[:SHOWN]:
         shape = "x".join(map(str, use.shape))
-        out.add_row(use.where, use.operation, shape, str(use.calls), _count(use.flops), use.rule, use.source)
+        out.add_row(use.where, use.operation, shape, str(use.calls), _count(use.flops), use.kind, use.rule, use.source)
     return out
 
 

@@ -54,7 +54,8 @@ def compile(
         scaling: ``operands``; ``none`` is for studying the engine's arithmetic.
         loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
 
-    Raises UserError on an unknown option, a model without repeated layers, or parameters that are not float32.
+    Raises UserError on an unknown option, a model without repeated layers, parameters that are not float32, or
+    attention that transformers hands to kernels of other devices.
     """
     options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling, loss=loss)
     session = session_for(options)
@@ -68,6 +69,7 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     """Compile the repeated layers of a model in a session, in place; the checks are those of :func:`compile`."""
     layers = repeated_layers(model)
     _check_float32(layers)
+    _check_attention(getattr(model, "config", None))
     _no_cache_by_default(model)
     compile_layers(session, layers)
     if session.options.loss == "auto":
@@ -105,6 +107,13 @@ def statistics(model: nn.Module) -> Statistics:
 
 def _record(model: nn.Module) -> tuple[Options, Statistics] | None:
     return next((_compiled[module] for module in model.modules() if module in _compiled), None)
+
+
+def _check_attention(config: Any) -> None:
+    """Refuse attention that transformers hands to kernels of other devices."""
+    form = getattr(config, "_attn_implementation", None) or ""
+    if "flex" in form or "flash" in form:
+        raise UserError(f"attn_implementation '{form}' is made for GPUs; load the model with 'sdpa' or 'eager'")
 
 
 def _check_float32(layers: list[nn.Module]) -> None:

@@ -1,7 +1,8 @@
 """Placement: what cannot run on the engine runs on the host, in the open.
 
 Nodes that lower are gathered into programs by torch's capability partitioner; the rest stays in the graph and runs in
-PyTorch, fp32. Every such node is reported with the rule that keeps it off the engine; ``strict`` makes it an error.
+PyTorch, fp32. What is the host's by design (:mod:`anew.frontend.hoisting`) is listed; every other such node is a
+fallback: it is reported with the rule that keeps it off the engine, and ``strict`` makes it an error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
@@ -18,6 +20,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from anew.compiler.compile import depends_on, why_not
 from anew.errors import AnewError
+from anew.frontend.hoisting import hoist
 from anew.frontend.partition import is_view
 from anew.frontend.recorder import node_flops
 
@@ -34,7 +37,11 @@ class PlacementWarning(UserWarning):
 class HostOperation:
     """A graph node that runs on the host: where, what, and the rule that keeps it off the engine.
 
-    ``flops`` are those of a matmul or convolution, by PyTorch's formulas.
+    Attributes:
+        region: the graph's name. operation, shape: the ATen operation and the shape of its result.
+        rule: what keeps it off the engine. source: the model's line.
+        kind: ``boundary`` (the host's by design) or ``fallback`` (the engine could, but anew or the chip cannot).
+        flops: those of a matmul or convolution, by PyTorch's formulas.
     """
 
     region: str
@@ -42,28 +49,42 @@ class HostOperation:
     shape: tuple[int, ...]
     rule: str
     source: str
+    kind: str
     flops: int = 0
 
 
 #: Metadata key: whether a value is linear in the cotangents.
 _LINEAR = "anew_linear"
+#: Makes a tensor without computing anything: not worth a row in a report.
+_EMPTY = torch.ops.aten.empty_strided.default
 
-MakeSegment = Callable[[GraphModule, str, Mapping[str, str]], Callable[[Sequence[Tensor]], list[Any]]]
-
-
-def host_operations(module: GraphModule, name: str, chip: Any) -> dict[Node, HostOperation]:
-    """The nodes of a graph that cannot run on the engine."""
-    found: dict[Node, HostOperation] = {}
-    for node in module.graph.nodes:
-        rule = why_not(node, chip) if node.op == "call_function" else None
-        if rule is not None:
-            shape = tuple(getattr(node.meta.get("val"), "shape", ()))
-            found[node] = HostOperation(name, str(node.target), shape, rule, _source(node), node_flops(node))
-    return found
+MakeSegment = Callable[
+    [GraphModule, str, Mapping[str, str], Mapping[int, bool]], Callable[[Sequence[Tensor]], list[Any]]
+]
 
 
-def report(found: Sequence[HostOperation], *, strict: bool) -> None:
-    """Warn of what runs on the host; raises PlacementError naming the first one when ``strict``."""
+def host_operations(module: GraphModule, name: str, chip: Any, buffers: set[str]) -> dict[Node, HostOperation]:
+    """The nodes of a graph that run on the host; ``buffers`` names the placeholders that are buffers of modules."""
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    refused = {node: rule for node in nodes if (rule := why_not(node, chip)) is not None}
+    designed = hoist(module, refused, buffers)
+    kinds = {node: ("boundary" if node in designed else "fallback") for node in nodes if node in refused | designed}
+    return {node: _host_operation(node, name, (refused | designed)[node], kind) for node, kind in kinds.items()}
+
+
+def _host_operation(node: Node, name: str, rule: str, kind: str) -> HostOperation:
+    shape = tuple(getattr(node.meta.get("val"), "shape", ()))
+    return HostOperation(name, str(node.target), shape, rule, _source(node), kind, node_flops(node))
+
+
+def listed(found: Mapping[Node, HostOperation]) -> list[HostOperation]:
+    """The operations to report: all fallbacks, and of the boundary's those that compute."""
+    return [h for n, h in found.items() if h.kind == "fallback" or not (is_view(n) or n.target is _EMPTY)]
+
+
+def report(operations: Sequence[HostOperation], *, strict: bool) -> None:
+    """Warn of fallbacks; raises PlacementError naming the first one when ``strict``."""
+    found = [operation for operation in operations if operation.kind == "fallback"]
     if not found:
         return
     first = found[0]
@@ -91,9 +112,17 @@ def returned_views(module: GraphModule) -> set[Node]:
 
 
 def split(
-    module: GraphModule, name: str, host: set[Node], kinds: Mapping[str, str], make: MakeSegment
+    module: GraphModule,
+    name: str,
+    host: set[Node],
+    kinds: Mapping[str, str],
+    first_saved: int | None,
+    make: MakeSegment,
 ) -> Callable[[Sequence[Tensor]], Any]:
-    """Return a callable of the graph's arguments that runs ``host`` in PyTorch and all else in programs."""
+    """Return a callable of the graph's arguments that runs ``host`` in PyTorch and all else in programs.
+
+    Results from ``first_saved`` on are only read by the backward graph.
+    """
     cotangents = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     for node in module.graph.nodes:  # in the metadata, as fusing renames nodes
         node.meta[_LINEAR] = node.name in cotangents
@@ -112,14 +141,27 @@ def split(
                 inner[placeholder.name] = "cotangent"
             elif kinds.get(placeholder.name) == "weight":
                 inner[placeholder.name] = "weight"
-        segment = make(sub, f"{name} {node.target}", inner)
+        saved = _saved(node, fused, first_saved, single=not _returns_tuple(sub))
+        segment = make(sub, f"{name} {node.target}", inner, saved)
         fused.set_submodule(str(node.target), _SegmentModule(segment, single=not _returns_tuple(sub)))
-    expected = [n.meta["val"].dtype for n in _placeholders(fused)]
+    # what the forward saved is fp16; programs take it as it is
+    read = [(n.meta["val"].dtype, any(user.op != "call_module" for user in n.users)) for n in _placeholders(fused)]
 
     def call(args: Sequence[Tensor]) -> Any:
-        return fused(*[a.to(dtype) for a, dtype in zip(args, expected, strict=True)])
+        return fused(*[a.to(dtype) if by_host else a for a, (dtype, by_host) in zip(args, read, strict=True)])
 
     return call
+
+
+def _saved(program: Node, fused: GraphModule, first_saved: int | None, *, single: bool) -> dict[int, bool]:
+    """Of each result of a program, whether only the backward graph reads it."""
+    if first_saved is None:
+        return {}
+    output = fused.graph.output_node()
+    results: Any = output.args[0]
+    kept = set(results[first_saved:]) - set(results[:first_saved])
+    values: dict[Any, Node] = {0: program} if single else {getitem.args[1]: getitem for getitem in program.users}
+    return {i: n in kept and set(n.users) == {output} for i, n in values.items()}
 
 
 class _NotOn(OperatorSupportBase):

@@ -17,8 +17,9 @@ from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
 from anew.frontend.canonical import canonicalize
 from anew.frontend.decompositions import DECOMPOSITIONS
+from anew.frontend.hoisting import detach_host_work
 from anew.frontend.partition import partition
-from anew.frontend.placement import host_operations, report, returned_views, split
+from anew.frontend.placement import host_operations, listed, report, returned_views, split
 from anew.frontend.segment import Segment, WeightStore
 from anew.frontend.session import CompiledGraph, Session
 from anew.frontend.statistics import take_statistics
@@ -50,9 +51,11 @@ class Region:
         _check_float32(module, inputs)
         self.session = session
         self.parameters = [isinstance(x, torch.nn.Parameter) for x in inputs]
+        self.buffers = [not p and s for p, s in zip(self.parameters, _static(module), strict=True)]
         self.name = session.name_region()
         self.weights = WeightStore(session.device)
         self.weight_names: set[str] = set()
+        self.buffer_names: set[str] = set()
         self.backward: Compiled | None = None
         self.module = module  # what the structure's key names by address must live
         self.run = self._compile_all(inputs)
@@ -101,6 +104,7 @@ class Region:
         if len(names) != len(self.parameters):
             raise RuntimeError(f"{self.name}: {len(names)} graph inputs for {len(self.parameters)} captured ones")
         self.weight_names = {n for n, is_weight in zip(names, self.parameters, strict=True) if is_weight}
+        self.buffer_names = {n for n, is_buffer in zip(names, self.buffers, strict=True) if is_buffer}
         return dict.fromkeys(self.weight_names, "weight")
 
     def _compile(self, module: GraphModule, direction: str, kinds: dict[str, str], first_saved: int | None) -> Compiled:
@@ -108,22 +112,24 @@ class Region:
             return self._compile_real(module, f"{self.name} {direction}", kinds, first_saved)
 
     def _compile_real(self, module: GraphModule, name: str, kinds: dict[str, str], first_saved: int | None) -> Compiled:
-        chip = self.session.device.chip
+        detach_host_work(module)
         one_reader_each(module)
-        refused = host_operations(module, name, chip)
-        report(list(refused.values()), strict=self.session.options.strict)
-        self.session.host_operations.extend(refused.values())
-        self.session.graphs.append(CompiledGraph.of(module, name, set(refused)))
-        host = {*refused, *returned_views(module), *numbers_of_host(module, set(refused))}
+        found = host_operations(module, name, self.session.device.chip, self.buffer_names)
+        report(listed(found), strict=self.session.options.strict)
+        self.session.host_operations.extend(listed(found))
+        self.session.graphs.append(CompiledGraph.of(module, name, set(found)))
+        host = {*found, *returned_views(module), *numbers_of_host(module, set(found))}
         if host:
-            return GraphCall(name, split(module, name, host, kinds, self._whole_segment), self.session)
+            run = split(module, name, host, kinds, first_saved, self._compile_segment)
+            return GraphCall(name, run, self.session)
         count = len(module.graph.output_node().args[0])  # type: ignore[arg-type]
         saved = {i: first_saved is not None and i >= first_saved for i in range(count)}
-        return GraphCall(name, self._segment(compile_graph(module, name, chip, kinds, saved)), self.session)
+        return GraphCall(name, self._compile_segment(module, name, kinds, saved), self.session)
 
-    def _whole_segment(self, module: GraphModule, name: str, kinds: Mapping[str, str]) -> Segment:
-        """A segment all of whose results the host reads."""
-        return self._segment(compile_graph(module, name, self.session.device.chip, kinds, {}))
+    def _compile_segment(
+        self, module: GraphModule, name: str, kinds: Mapping[str, str], saved: Mapping[int, bool]
+    ) -> Segment:
+        return self._segment(compile_graph(module, name, self.session.device.chip, kinds, saved))
 
     def _segment(self, plan: Plan) -> Segment:
         self.session.plans.append(plan)
@@ -134,6 +140,12 @@ def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:
     for node, x in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
         if isinstance(x, torch.nn.Parameter) and x.is_floating_point() and x.dtype != torch.float32:
             raise UserError(f"parameter '{node.name}' is {x.dtype}; keep the model in float32, anew keeps fp32 masters")
+
+
+def _static(module: GraphModule) -> list[bool]:
+    """Of each placeholder of a Dynamo graph, whether it is a parameter or a buffer of a module."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    return ["_dynamo_static_input_type" in n.meta.get("tensor_dict", {}) for n in placeholders]
 
 
 def region_for(session: Session, module: GraphModule, inputs: Sequence[Tensor]) -> Region:

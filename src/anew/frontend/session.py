@@ -37,7 +37,8 @@ class Statistics:
         device: the device in use. emulated: True when no silicon computed. chip, numerics: as chosen.
         programs: programs loaded. dispatches: programs run. regions: graphs compiled.
         rescaled: region calls run again because a value outgrew its scale. calibrations: runs spent on first calls.
-        host_operations: graph nodes that run on the host, each with the rule that keeps it off the engine.
+        host_operations: graph nodes that run on the host, by design or as a fallback, each with the rule that keeps it
+            off the engine.
         loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,21 @@ def _rms_norm_backward(low: Lowering, node: Node, grad: Value, normed: Value, rs
 
 @lowers(anew.additive_mask.default)
 def _additive_mask(low: Lowering, node: Node, mask: Value) -> Value:
-    return low.op("mul", x=low.op("sub", x=mask, y=1.0), y=-MASKED)
+    if _is_bool(node.args[0]):
+        return low.op("mul", x=low.op("sub", x=mask, y=1.0), y=-MASKED)
+    return low.op("maximum", x=mask, y=MASKED)
+
+
+@lowers(anew.visible_rows.default)
+def _visible_rows(low: Lowering, node: Node, mask: Value) -> Value:
+    """What the engine holds is finite: of a float mask that it computed, every row is visible."""
+    if _is_bool(node.args[0]):
+        return low.op("reduce_max", x=mask, axes=[-1], keep_dims=True)
+    return low.builder.array(np.ones(shape_of(node)), "visible")
+
+
+def _is_bool(node: Any) -> bool:
+    return bool(node.meta["val"].dtype == torch.bool)
 
 
 @lowers(anew.causal_mask.default)
