@@ -152,6 +152,7 @@ def test_masks_of_attention_that_a_model_writes_out(name):
     check(EAGER[name], qkv(), SEEN)
     assert len(session().plans) == 2
     assert {h.kind for h in session().host_operations} <= {"boundary"}
+    assert all("test_masks.py" in h.source for h in session().host_operations)
 
 
 def test_a_learned_bias_keeps_its_gradient():

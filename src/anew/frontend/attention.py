@@ -156,7 +156,9 @@ def _additive(before: Node, mask: Node) -> Node:
         if user.target is torch.ops.anew.additive_mask:
             return user
     with before.graph.inserting_before(before):
-        return before.graph.call_function(torch.ops.anew.additive_mask, (mask,))
+        new = before.graph.call_function(torch.ops.anew.additive_mask, (mask,))
+    new.meta["stack_trace"] = before.meta.get("stack_trace")
+    return new
 
 
 def _is_mask(node: Any) -> bool:
