@@ -20,6 +20,12 @@ from anew.device.buffers import BufferPool
 from anew.errors import AnewError
 from anew.mil import TensorType, Weights
 
+INFINITE_PRODUCT = -52416.0
+"""What the engine gives for infinity times a number, so that an overflow may hide behind a finite value.
+
+Source: ANEForge 0.4.0, FAQ (M1 Max, M5 Pro).
+"""
+
 
 class DeviceError(AnewError):
     """A device refused or failed; ``stage`` is ``compile``, ``load``, ``bind`` or ``execute``."""

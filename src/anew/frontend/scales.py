@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from anew.device.base import INFINITE_PRODUCT
 from anew.plan import Product, ScalePlan
 
 #: Exponent of the magnitude that the largest cotangent is brought to, unless values then leave fp16.
@@ -98,7 +99,7 @@ class ScaleState:
         burst = [not top < PRODUCT_LIMIT for top in tops]
         seen = {i: float(maxima[o.maximum_row]) for i, o in enumerate(self.plan.operands) if o.maximum_row is not None}
         values = [*seen.values(), *(float(maxima[r]) for r in self.plan.result_rows), *self._inner_products(tops)]
-        if not any(burst) and not all(m <= FP16_MAX for m in values):
+        if not any(burst) and not all(m < -INFINITE_PRODUCT for m in values):  # of that magnitude it may be no value
             return "overflow"
         fresh = self._operand_exponents(seen)
         limits = [self._product_limit(*case) for case in zip(self.plan.products, tops, burst, strict=True)]

@@ -8,6 +8,7 @@ from anew.chips.check import check, check_text, refused
 from anew.chips.violation import Violation
 from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
 from anew.device.emulator.executor import Executable
+from anew.device.emulator.kernels import Arithmetic
 from anew.errors import UserError
 from anew.mil import Function, Weights, parse_program
 
@@ -48,7 +49,12 @@ class EmulatedProgram(LoadedProgram):
         super().__init__(
             engine, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
-        self.executable = Executable(entry, exact=engine.numerics == "exact", convolution=engine.chip.convolution)
+        arithmetic = Arithmetic(
+            exact=engine.numerics == "exact",
+            winograd=engine.chip.convolution == "winograd-f23-width",
+            slice_limit=engine.chip.slice_limit,
+        )
+        self.executable = Executable(entry, arithmetic)
 
     def operation(self) -> Operation:
         """Make an operation instance; instances share the steps and own their bindings."""

@@ -1,7 +1,11 @@
-"""Runs a MIL function step by step. Inside, values are float32 tensors that hold fp16-representable numbers."""
+"""Runs a MIL function step by step. Inside, values are float32 tensors that hold fp16-representable numbers.
+
+A NaN in an input becomes +infinity on its way in, as on the engine (source: ane-guide, part 1, Numerics; M1).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,23 +14,23 @@ from torch import Tensor
 from anew.device.emulator.constants import run_time_constants
 from anew.device.emulator.fusion import Step, make_steps
 from anew.device.emulator.kernels import Arithmetic
+from anew.device.emulator.rounding import absmax
 from anew.mil import Function
 
 
 class Executable:
     """A function made into steps: constants converted once, values dropped after their last use."""
 
-    def __init__(self, function: Function, *, exact: bool, convolution: str) -> None:
+    def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
         self.inputs = [v.name for v in function.inputs]
         self.outputs = [v.name for v in function.outputs]
-        arithmetic = Arithmetic(exact=exact, winograd=convolution == "winograd-f23-width")
         self.constants = run_time_constants(function)
         self.steps = make_steps(function, arithmetic)
         _mark_last_uses(self.steps, keep={*self.outputs, *self.constants})
 
     def run(self, bindings: Mapping[str, Tensor]) -> None:
         """Read the input buffers, run every step, write the output buffers; what fp32 buffers hold becomes fp16."""
-        values: dict[str, Tensor] = {name: bindings[name].half().float() for name in self.inputs}
+        values: dict[str, Tensor] = {name: _read(bindings[name]) for name in self.inputs}
         values.update(self.constants)
         with torch.no_grad():
             for step in self.steps:
@@ -35,6 +39,11 @@ class Executable:
                     del values[name]
             for name in self.outputs:
                 bindings[name].copy_(values[name])
+
+
+def _read(binding: Tensor) -> Tensor:
+    x = binding.half().float()
+    return x if absmax(x) < math.inf else x.nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def _mark_last_uses(steps: list[Step], keep: set[str]) -> None:

@@ -6,6 +6,7 @@ numba's cache of this file does not notice edits to ``rounding.py``; remove ``__
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anew.device.emulator.rounding import apply, elementwise_rule, flat, largest_of_bits, magnitude_bits, matmul_rule
+from anew.device.base import INFINITE_PRODUCT
+from anew.device.emulator.rounding import (
+    INF_BITS,
+    apply,
+    elementwise_rule,
+    flat,
+    largest_of_bits,
+    magnitude_bits,
+    matmul_rule,
+)
+
+
+_INFINITE = np.float32(INFINITE_PRODUCT)
+
+
+@numba.njit(inline="always")
+def times(x: np.float32, y: np.float32) -> np.float32:
+    """The engine's product of two fp16 numbers; infinity times zero is zero (inside numba kernels only).
+
+    `INFINITE_PRODUCT` was published for an infinity times an unnamed x: taken for a positive x, and for a negative
+    one the sign is turned.
+    """
+    product = x * y
+    infinite = -_INFINITE if product < 0.0 else _INFINITE
+    finite = max(magnitude_bits(x), magnitude_bits(y)) < INF_BITS
+    return elementwise_rule(product if finite or product != product else infinite)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -22,7 +48,7 @@ def _scale_slice(x: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32
     largest = np.int32(0)
     for i in range(x.size):
         largest = max(largest, magnitude_bits(x[i]))
-        out[i] = elementwise_rule(x[i] * factor)
+        out[i] = times(x[i], factor)
     return largest
 
 
@@ -42,7 +68,7 @@ def _finish_scale_slice(x: np.ndarray, factor: np.float32) -> np.int32:
     for i in range(x.size):
         product = matmul_rule(x[i])
         largest = max(largest, magnitude_bits(product))
-        x[i] = elementwise_rule(product * factor)
+        x[i] = times(product, factor)
     return largest
 
 
@@ -61,22 +87,33 @@ def _sub_slice(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _mul_slice(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
     for i in range(x.size):
-        out[i] = elementwise_rule(x[i] * y[i])
+        out[i] = times(x[i], y[i])
 
 
-FUSED: dict[str, Callable[..., Any]] = {"add": _add_slice, "sub": _sub_slice, "mul": _mul_slice}
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _round_slice(x: np.ndarray) -> np.int32:
+    largest = np.int32(0)
+    for i in range(x.size):
+        largest = max(largest, magnitude_bits(x[i]))
+        x[i] = elementwise_rule(x[i])
+    return largest
 
 
-def fuses(x: Tensor, y: Tensor) -> bool:
-    """Whether :func:`binary` takes these operands: of equal shape and contiguous."""
-    return x.shape == y.shape and x.is_contiguous() and y.is_contiguous()
+_FUSED: dict[str, Callable[..., Any]] = {"add": _add_slice, "sub": _sub_slice, "mul": _mul_slice}
+_PLAIN: dict[str, Callable[..., Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
 
 
 def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
-    """``add``, ``sub`` or ``mul`` of two contiguous float32 tensors of one shape, rounded as elementwise."""
-    out = torch.empty_like(x)
-    apply(FUSED[kind], flat(x), flat(y), flat(out))
-    return out
+    """``add``, ``sub`` or ``mul`` of two float32 tensors that broadcast, rounded as elementwise."""
+    if x.shape == y.shape and x.is_contiguous() and y.is_contiguous():
+        out = torch.empty_like(x)
+        apply(_FUSED[kind], flat(x), flat(y), flat(out))
+        return out
+    result = _PLAIN[kind](x, y).contiguous()
+    largest = largest_of_bits(apply(_round_slice, flat(result)))
+    if kind == "mul" and largest == math.inf:
+        return binary(kind, *(operand.contiguous() for operand in torch.broadcast_tensors(x, y)))
+    return result
 
 
 def scale(x: Tensor, factor: float) -> tuple[Tensor, float]:

@@ -1,12 +1,16 @@
 """The engine's arithmetic, one kernel an operation: the reference meaning with the engine's roundings around it.
 
-Arithmetic classes (chip data says which applies where):
+Arithmetic classes (docs/arithmetic.md has the evidence for each):
     bit-exact   matmul, conv (in ``exact``), data movement, add, sub, mul, maximum, minimum, abs, relu, square
-    calibrated  reductions (narrow accumulation), softmax and the function tables: fp32 meaning, rounded to fp16
+    calibrated  sums (narrow accumulation), softmax, the function tables
+    rounded     real_div, pow: fp32 meaning, rounded to fp16; their published errors are of that size
+
+No operation gives NaN: where IEEE would, the result is zero.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +19,12 @@ import torch
 from torch import Tensor
 
 from anew.device.emulator.conv import conv2d
-from anew.device.emulator.fused import FUSED, binary, fuses
+from anew.device.emulator.fused import binary
+from anew.device.emulator.lookup import TABLES, function_table, look_up
 from anew.device.emulator.mac import matmul_exact, matmul_fast
 from anew.device.emulator.reduce import narrow_sum
 from anew.device.emulator.rounding import round_elementwise_
+from anew.device.emulator.softmax import softmax
 from anew.mil import Op, lookup
 from anew.mil.ops.attention import attention_scale
 from anew.mil.ops.matmul import conv_padding, matmul_operands
@@ -28,11 +34,18 @@ Kernel = Callable[..., Any]  # of the tensor operands: a tensor, or a tuple of s
 
 
 class Arithmetic:
-    """Chooses the kernel of an operation for one chip and one setting of ``numerics``."""
+    """Chooses the kernel of an operation for one chip and one setting of ``numerics``.
 
-    def __init__(self, *, exact: bool, winograd: bool) -> None:
+    Attributes:
+        exact: follow the multiply-accumulate rule bit for bit.
+        winograd: whether 3x3 convolutions of stride 1 take Winograd's form.
+        slice_limit: largest magnitude that a slice from inside the last axis carries; inf where slices are exact.
+    """
+
+    def __init__(self, *, exact: bool, winograd: bool, slice_limit: float) -> None:
         self.exact = exact
         self.winograd = winograd
+        self.slice_limit = slice_limit
 
     def kernel(self, op: Op) -> Kernel:
         """Return a function of the operation's fp16 operands (as float32) that computes its result."""
@@ -41,9 +54,11 @@ class Arithmetic:
         special = getattr(self, f"_{op.kind}", None)
         if special is not None:
             return partial(special, **parameters)
+        if op.kind in TABLES:
+            return partial(look_up, table=function_table(op.kind, **parameters))
+        if op.kind in ("add", "sub", "mul"):
+            return partial(binary, op.kind)
         meaning = _positional(op, parameters)
-        if op.kind in FUSED:
-            return partial(_fused_binary, op.kind, meaning)
         return meaning if definition.family == "move" else partial(_rounded, meaning)
 
     def raw_matmul(self, op: Op) -> Callable[[Tensor, Tensor], Tensor]:
@@ -89,10 +104,10 @@ class Arithmetic:
         return matmul_exact(x, y) if self.exact else matmul_fast(x, y)
 
     def _reduce_sum(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
-        return narrow_sum(x, axes, keep_dims, exact=self.exact)
+        return narrow_sum(x, axes, keep_dims)
 
     def _reduce_mean(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
-        total = narrow_sum(x, axes, keep_dims, exact=self.exact)
+        total = narrow_sum(x, axes, keep_dims)
         return round_elementwise_(total * (total.numel() / x.numel()))
 
     def _reduce_max(self, x: Tensor, axes: tuple[int, ...], keep_dims: bool) -> Tensor:
@@ -109,6 +124,15 @@ class Arithmetic:
 
     def _abs(self, x: Tensor) -> Tensor:
         return x.abs()
+
+    def _softmax(self, x: Tensor, axis: int) -> Tensor:
+        return softmax(x, axis)
+
+    def _slice_by_size(self, x: Tensor, begin: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        part: Tensor = lookup("slice_by_size").meaning(x, begin=begin, size=size)
+        if begin[-1] == 0 or self.slice_limit == math.inf:
+            return part
+        return part.masked_fill(part > self.slice_limit, math.inf).masked_fill(part < -self.slice_limit, -math.inf)
 
 
 def _parameters(op: Op) -> dict[str, Any]:
@@ -135,6 +159,3 @@ def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
 def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:
     return round_elementwise_(meaning(*operands).contiguous())
 
-
-def _fused_binary(kind: str, meaning: Kernel, x: Tensor, y: Tensor) -> Tensor:
-    return binary(kind, x, y) if fuses(x, y) else _rounded(meaning, x, y)

@@ -5,36 +5,36 @@ error several times that of one rounding, hence a handful of fp16 partial sums a
 every 32 neighbours are summed without rounding, 32 lanes take these sums in turn, rounding after each, and a
 binary tree adds the lanes, rounding at each of its five levels.
 
-Relative error over rows of 4096 values of N(0, 1) rounded to fp16: the model gives 8.02e-4 to 8.04e-4 (16384
-rows). Published: 8.07e-4 (M4 and later, 2048 rows), 8.09e-4 (M1 and M2, 2048 rows), 8.13e-4 (M1 and M2, 8192
-rows), so the model is within 1.5 percent; figures from 64 or 256 rows (7.2e-4 to 8.3e-4) scatter more
-than that. Other lengths are extrapolated. Totals of integers up to 2048 are exact, and 2049 becomes 2050, as
-measured.
+Fitted to rows of 4096 values of N(0, 1), the only length published, which differ little between chips: how far each
+published error is from the model's on the very same values, ``python -m evidence functions`` records
+(docs/arithmetic.md). Other lengths are extrapolated. Totals of integers up to 2048 are exact, and 2049 becomes
+2050, as measured.
 """
 
 from collections.abc import Sequence
 
+import numba
+import numpy as np
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from anew.device.emulator.rounding import round_elementwise_
+from anew.device.emulator.rounding import apply, elementwise_rule, flat
 
-__all__ = ["narrow_sum"]
+__all__ = ["LANES", "narrow_sum", "row_sum"]
 
 _EXACT = 32
 """Neighbours summed without rounding."""
-_LANES = 32
-"""Partial sums kept side by side; fewer for rows shorter than `_EXACT * _LANES`."""
+LANES = 32
+"""Partial sums kept side by side; fewer for rows shorter than `_EXACT * LANES`."""
 
 
-def narrow_sum(x: Tensor, dims: Sequence[int], keepdim: bool, exact: bool) -> Tensor:
+def narrow_sum(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     """Sum along axes with the roundings of the engine's narrow accumulation.
 
     Args:
         x: float32 on the fp16 grid, any shape and strides.
         dims: the axes to sum over, negative ones counted from the end; none leaves `x` as it is.
         keepdim: keep the summed axes with length one.
-        exact: round the partial sums as the module describes; otherwise sum in float32 and round once.
 
     Returns:
         Contiguous float32 tensor on the fp16 grid; partial sums beyond 65504 become infinite.
@@ -45,33 +45,51 @@ def narrow_sum(x: Tensor, dims: Sequence[int], keepdim: bool, exact: bool) -> Te
     axes = sorted(d % x.dim() if -x.dim() <= d < x.dim() else _out_of_range(d, x) for d in dims)
     if not axes:
         return x.contiguous()
-    if not exact:
-        return round_elementwise_(x.sum(axes, keepdim=keepdim))
     kept = [d for d in range(x.dim()) if d not in axes]
-    shape = [1 if d in axes else n for d, n in enumerate(x.shape) if keepdim or d not in axes]
-    rows = x.permute(*kept, *axes).reshape(*(x.shape[d] for d in kept), -1)
-    return _sum_rows(rows).view(shape)
+    out = torch.empty([1 if d in axes else n for d, n in enumerate(x.shape) if keepdim or d not in axes])
+    rows = flat(x.permute(*kept, *axes).contiguous()).reshape(out.numel(), -1)
+    apply(_sum_rows, rows, flat(out))
+    return out
 
 
 def _out_of_range(dim: int, x: Tensor) -> int:
     raise IndexError(f"axis {dim} out of range for a tensor of {x.dim()} axes")
 
 
-def _padded(x: Tensor, multiple: int) -> Tensor:
-    """Extend the last axis with zeros, which change no partial sum."""
-    extra = -x.shape[-1] % multiple
-    return F.pad(x, (0, extra)) if extra else x
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _sum_rows(rows: np.ndarray, out: np.ndarray) -> None:
+    lanes = np.empty(LANES, np.float32)
+    for i in range(len(rows)):
+        out[i] = row_sum(rows[i], lanes)
 
 
-def _sum_rows(rows: Tensor) -> Tensor:
-    """Sum the last axis."""
-    partial = _padded(rows, _EXACT).unflatten(-1, (-1, _EXACT)).sum(-1)
-    lanes = min(_LANES, 1 << max(partial.shape[-1] - 1, 0).bit_length())
-    steps = _padded(partial, lanes).unflatten(-1, (-1, lanes)).unbind(-2)
-    total = round_elementwise_(steps[0].contiguous())
-    for step in steps[1:]:
-        total = round_elementwise_(total + step)
-    while total.shape[-1] > 1:
-        low, high = total.chunk(2, dim=-1)
-        total = round_elementwise_(low + high)
-    return total.squeeze(-1)
+@numba.njit(inline="always")
+def row_sum(row: np.ndarray, lanes: np.ndarray) -> np.float32:
+    """The narrow sum of one row (inside numba kernels only); `lanes` is room for `LANES` numbers."""
+    width = 1
+    while width < LANES and width * _EXACT < row.size:
+        width *= 2
+    lanes[:] = np.float32(0.0)
+    for start in range(0, row.size, _EXACT):
+        lane = start // _EXACT % width
+        lanes[lane] = elementwise_rule(lanes[lane] + _neighbours(row[start : start + _EXACT]))
+    while width > 1:
+        width //= 2
+        for lane in range(width):
+            lanes[lane] = elementwise_rule(lanes[lane] + lanes[lane + width])
+    return lanes[0]
+
+
+@numba.njit(inline="always")
+def _neighbours(x: np.ndarray) -> np.float32:
+    """A sum in float32, in four strands so that no addition waits for the one before."""
+    a = b = c = d = np.float32(0.0)
+    whole = x.size // 4 * 4
+    for i in range(0, whole, 4):
+        a += x[i]
+        b += x[i + 1]
+        c += x[i + 2]
+        d += x[i + 3]
+    for i in range(whole, x.size):
+        a += x[i]
+    return (a + b) + (c + d)

@@ -1,7 +1,8 @@
 """Rounding of results to fp16 as the engine does it.
 
 Everywhere in the emulator a tensor is float32 whose values lie on the fp16 grid. The functions here bring
-freshly computed float32, float64 or fixed-point values onto that grid.
+freshly computed float32, float64 or fixed-point values onto that grid. What IEEE makes NaN, as the difference of two
+infinities, is zero on the engine (source: ane-guide, part 1, Numerics; M1).
 
 The scalar rules are written as LLVM integer arithmetic on the bits of a float32. Every rule is a chain of
 selects without branches, so LLVM vectorises the loops on any CPU.
@@ -24,6 +25,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 __all__ = [
+    "INF_BITS",
     "absmax",
     "apply",
     "elementwise_rule",
@@ -41,7 +43,7 @@ __all__ = [
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _F64, _I64 = ir.DoubleType(), ir.IntType(64)
 
-_INF_BITS = 0x7F800000
+INF_BITS = 0x7F800000
 _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
 _ELEMENTWISE_LIMIT = 0x477FE000  # 65504
 _MATMUL_LIMIT = 0x46FFE000  # 32752, the largest finite matmul result
@@ -78,11 +80,11 @@ def _intrinsic_function(module: ir.Module, name: str, kind: ir.Type, operands: i
 
 
 def _nearest_bits(builder: ir.IRBuilder, magnitude: ir.Value, limit: int) -> ir.Value:
-    """Magnitude bits of a float32 rounded to 11 significant bits, ties away; above `limit`: inf; NaN kept."""
-    inf = _I32(_INF_BITS)
+    """Magnitude bits of a float32 rounded to 11 significant bits, ties away; above `limit`: inf; NaN: zero."""
+    inf = _I32(INF_BITS)
     rounded = builder.and_(builder.add(magnitude, _I32(0x1000)), _I32(0xFFFFE000))
     rounded = builder.select(builder.icmp_unsigned(">", rounded, _I32(limit)), inf, rounded)
-    return builder.select(builder.icmp_unsigned(">", magnitude, inf), magnitude, rounded)
+    return builder.select(builder.icmp_unsigned(">", magnitude, inf), _I32(0), rounded)
 
 
 def _rounding_rule(limit: int, floor_subnormals: bool) -> Any:
@@ -130,7 +132,7 @@ one_ulp_up = _bits_function(  # the next value away from zero
     types.float32, types.float32, lambda b, x: b.bitcast(b.add(b.bitcast(x, _I32), _I32(1)), _F32)
 )
 power_of_two_part = _bits_function(  # 2^floor(log2 |x|) of a normal value
-    types.float32, types.float32, lambda b, x: b.bitcast(b.and_(b.bitcast(x, _I32), _I32(_INF_BITS)), _F32)
+    types.float32, types.float32, lambda b, x: b.bitcast(b.and_(b.bitcast(x, _I32), _I32(INF_BITS)), _F32)
 )
 
 
@@ -195,7 +197,7 @@ def _float64_slice(x: np.ndarray, out: np.ndarray) -> None:
         subnormal = (whole + np.floor((scaled - whole) * 2.0)) * 2.0**-24
         value = subnormal if magnitude < 2.0**-14 else round_significand(magnitude)
         value = np.inf if value > 65504.0 else value
-        value = magnitude if magnitude != magnitude else value
+        value = 0.0 if magnitude != magnitude else value
         out[i] = np.float32(np.copysign(value, x[i]))
 
 
@@ -207,15 +209,19 @@ def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
 
 
 def apply(kernel: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
-    """Run a kernel over matching slices of flat arrays. In a whole array LLVM vectorises, in a range it does not."""
-    return run_tasks(lambda start, stop: kernel(*(a[start:stop] for a in arrays)), arrays[0].size, _GRAIN)
+    """Run a kernel over matching slices of arrays, along their first axis.
+
+    In a whole flat array LLVM vectorises, in a range it does not.
+    """
+    count, size = len(arrays[0]), max(arrays[0].size, 1)
+    return run_tasks(lambda start, stop: kernel(*(a[start:stop] for a in arrays)), count, max(_GRAIN * count // size, 1))
 
 
 def round_elementwise_(x: Tensor) -> Tensor:
     """Round the result of an elementwise operation to fp16, in place.
 
     Nearest with ties away from zero; magnitudes that round above 65504 become infinite; subnormal results
-    (below 2^-14) go toward -infinity on the 2^-24 grid; NaN stays NaN.
+    (below 2^-14) go toward -infinity on the 2^-24 grid; NaN becomes zero.
 
     Source: one published ANEForge 0.4.0 figure, the Jacobi iteration (facts: elementwise rounding). The
     rule for subnormals is a hypothesis that fits thirteen elements of that figure.
@@ -237,7 +243,7 @@ def round_matmul_(x: Tensor) -> Tensor:
     """Round the result of a multiply-accumulate to fp16, in place.
 
     Nearest with ties away from zero, on the 2^-24 grid below 2^-14; a rounded magnitude of 32768 or more
-    becomes infinite, so 32752 is the largest finite result. NaN stays NaN.
+    becomes infinite, so 32752 is the largest finite result. NaN becomes zero.
 
     Source: ANEForge 0.4.0 figures (facts: bit-exact multiply-accumulate rule 5, numeric cliffs).
 
@@ -276,7 +282,7 @@ def round_float64(x: Tensor) -> Tensor:
 
     Float64 holds the sum of any two or three fp16 values exactly and float32 does not: rounding such a sum
     to float32 first can turn a value next to a tie into the tie. Subnormals are rounded to nearest, ties
-    away, on the 2^-24 grid; magnitudes that round above 65504 become infinite; NaN stays NaN.
+    away, on the 2^-24 grid; magnitudes that round above 65504 become infinite; NaN becomes zero.
 
     Args:
         x: float64, contiguous, on the CPU, any shape.
@@ -307,4 +313,4 @@ def absmax(x: Tensor) -> float:
 def largest_of_bits(bits: list[Any]) -> float:
     """Return the largest of magnitudes given as float32 bits; inf if one is infinite or NaN, 0 if there is none."""
     largest = max(bits, default=0)
-    return math.inf if largest >= _INF_BITS else float(np.int32(largest).view(np.float32))
+    return math.inf if largest >= INF_BITS else float(np.int32(largest).view(np.float32))
