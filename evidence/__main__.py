@@ -10,6 +10,7 @@ import time
 MEASUREMENTS = (
     "corpus",
     "silicon",
+    "functions",
     "gradients",
     "arithmetic",
     "bare_loop",

@@ -58,7 +58,7 @@ def test_values_and_gradients_with_a_host_operation_are_right():
     net = anew.compile(Stack(), device="emulator")
     with pytest.warns(PlacementWarning):
         found = gradients(net, x)
-    close([*found, *(p.grad for p in net.parameters())], wanted, tolerance=6e-3)
+    close([*found, *(p.grad for p in net.parameters())], wanted, tolerance=1e-2)  # tanh of 3 x, from a table
 
 
 def test_the_warning_names_operation_shape_rule_and_source():

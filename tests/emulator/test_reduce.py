@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anew.device.emulator.reduce import narrow_sum
+from anew.device.emulator.rounding import round_elementwise_
 
 
 @pytest.mark.parametrize("total", [1, 31, 33, 1000, 1025, 2047, 2048])
@@ -59,3 +60,18 @@ def test_the_operand_is_left_alone():
 def test_axis_out_of_range():
     with pytest.raises(IndexError, match="axis 2"):
         narrow_sum(torch.ones(2, 2), [2], False)
+
+
+@pytest.mark.parametrize("length", [1, 5, 32, 33, 64, 200, 288, 1024, 1025, 5000])
+def test_the_sum_is_the_one_described(length):
+    """Rounded partial sums of 32 neighbours, taken in turn by up to 32 lanes, which a tree adds."""
+    x = torch.randint(-2000, 2000, (3, length), generator=torch.Generator().manual_seed(length)) / 256.0  # exact sums
+    for row, found in zip(x, narrow_sum(x, [1], False), strict=True):
+        parts = [part.sum() for part in row.split(32)]
+        lanes = [torch.zeros(())] * min(32, 2 ** math.ceil(math.log2(len(parts))))
+        for i, part in enumerate(parts):
+            lanes[i % len(lanes)] = round_elementwise_(lanes[i % len(lanes)] + part)
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [round_elementwise_(a + b) for a, b in zip(lanes[:half], lanes[half:], strict=True)]
+        assert found == lanes[0]

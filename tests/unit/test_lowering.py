@@ -36,7 +36,8 @@ CASES = {
     "first power": Case(lambda x: aten.pow.Tensor_Scalar(x, 1) * 2, (aten.pow.Tensor_Scalar,), backward=False),
     "exp": Case(torch.exp, (aten.exp.default,)),
     "sqrt": Case(torch.sqrt, (aten.sqrt.default, aten.div.Tensor), positive=True),
-    "rsqrt": Case(torch.rsqrt, (aten.rsqrt.default, aten.pow.Tensor_Scalar), positive=True),
+    # rsqrt cubed is three times as far off as the engine's table of rsqrt
+    "rsqrt": Case(torch.rsqrt, (aten.rsqrt.default, aten.pow.Tensor_Scalar), positive=True, tolerance=4e-3),
     "reciprocal": Case(torch.reciprocal, (aten.reciprocal.default,), positive=True),
     "sigmoid": Case(torch.sigmoid, (aten.sigmoid.default, aten.sigmoid_backward.default)),
     "silu": Case(F.silu, (aten.silu.default, aten.silu_backward.default)),

@@ -93,8 +93,7 @@ lowers(aten.cos.default)(_unary("cos"))
 
 def _gate(low: Lowering, x: Value) -> Value:
     """The logistic function by way of tanh: the engine's table of tanh is several times as fine as that of sigmoid."""
-    half = low.op("mul", x=low.op("tanh", x=low.op("mul", x=x, y=0.5)), y=0.5)
-    return low.op("add", x=half, y=0.5)
+    return _half_up(low, low.op("tanh", x=low.op("mul", x=x, y=0.5)))
 
 
 @lowers(aten.sigmoid.default)
@@ -126,7 +125,9 @@ def _silu_backward(low: Lowering, node: Node, grad: Value, x: Value) -> Value:
 
 @lowers(aten.gelu.default)
 def _gelu(low: Lowering, node: Node, x: Value, approximate: str = "none") -> Value:
-    return low.op("gelu", x=x, mode="TANH_APPROXIMATION" if approximate == "tanh" else "EXACT")
+    """By way of erf or tanh: the engine's table of gelu is as coarse near zero as elsewhere, and not zero at zero."""
+    odd = _gelu_tanh(low, x) if approximate == "tanh" else _gelu_erf(low, x)
+    return low.op("mul", x=x, y=_half_up(low, odd))
 
 
 @lowers(aten.gelu_backward.default)
@@ -135,21 +136,41 @@ def _gelu_backward(low: Lowering, node: Node, grad: Value, x: Value, approximate
     return low.op("mul", x=grad, y=slope)
 
 
+def _half_up(low: Lowering, x: Value) -> Value:
+    return low.op("mul", x=low.op("add", x=x, y=1.0), y=0.5)
+
+
+def _square(low: Lowering, x: Value) -> Value:
+    """The square of x, held where the functions of it have long been flat: fp16 holds no square of 256 and more."""
+    held = low.op("minimum", x=low.op("maximum", x=x, y=-16.0), y=16.0)
+    return low.op("mul", x=held, y=held)
+
+
+def _gelu_erf(low: Lowering, x: Value) -> Value:
+    return low.op("erf", x=low.op("mul", x=x, y=math.sqrt(0.5)))
+
+
 def _gelu_erf_slope(low: Lowering, x: Value) -> Value:
-    cdf = low.op("mul", x=low.op("add", x=low.op("erf", x=low.op("mul", x=x, y=math.sqrt(0.5))), y=1.0), y=0.5)
-    bell = low.op("exp", x=low.op("mul", x=low.op("mul", x=x, y=x), y=-0.5))
+    bell = low.op("exp", x=low.op("mul", x=_square(low, x), y=-0.5))
     pdf = low.op("mul", x=bell, y=1 / math.sqrt(2 * math.pi))
-    return low.op("add", x=cdf, y=low.op("mul", x=x, y=pdf))
+    return low.op("add", x=_half_up(low, _gelu_erf(low, x)), y=low.op("mul", x=x, y=pdf))
+
+
+def _gelu_tanh(low: Lowering, x: Value) -> Value:
+    return low.op("tanh", x=_gelu_polynomial(low, x, 1))
+
+
+def _gelu_polynomial(low: Lowering, x: Value, power: int) -> Value:
+    """``c x (1 + 0.044715 power x^2)``: for 1 the argument of gelu's tanh, for 3 its slope times x."""
+    c = math.sqrt(2 / math.pi)
+    return low.op("mul", x=x, y=low.op("add", x=low.op("mul", x=_square(low, x), y=power * 0.044715 * c), y=c))
 
 
 def _gelu_tanh_slope(low: Lowering, x: Value) -> Value:
-    square = low.op("mul", x=x, y=x)
-    c = math.sqrt(2 / math.pi)
-    t = low.op("tanh", x=low.op("mul", x=x, y=low.op("add", x=low.op("mul", x=square, y=0.044715 * c), y=c)))
-    left = low.op("mul", x=low.op("add", x=t, y=1.0), y=0.5)
-    inner = low.op("mul", x=x, y=low.op("add", x=low.op("mul", x=square, y=3 * 0.044715 * c), y=c))
+    t = _gelu_tanh(low, x)
     sech = low.op("sub", x=1.0, y=low.op("mul", x=t, y=t))
-    return low.op("add", x=left, y=low.op("mul", x=low.op("mul", x=sech, y=inner), y=0.5))
+    ramp = low.op("mul", x=low.op("mul", x=sech, y=_gelu_polynomial(low, x, 3)), y=0.5)
+    return low.op("add", x=_half_up(low, t), y=ramp)
 
 
 @lowers(aten.clone.default, aten.detach.default, aten.alias.default)

@@ -27,7 +27,7 @@ from torch import Tensor
 from anew.device.emulator.rounding import apply, elementwise_rule, flat, magnitude_bits, round_elementwise_
 from anew.mil import OPS
 
-__all__ = ["TABLES", "exponential", "function_table", "gather", "look_up", "slot"]
+__all__ = ["TABLES", "function_table", "gather", "look_up", "slot"]
 
 Table = NDArray[np.float32]
 """The value of a function at every fp16 number, in the order of `slot`."""
@@ -95,11 +95,6 @@ def function_table(kind: str, mode: str | None = None, epsilon: float = 0.0) -> 
     return look_up(torch.from_numpy(_rounded(_ARGUMENTS + added)), table).numpy()
 
 
-def exponential(segments: int) -> Table:
-    """Return a table of exp with a knot at every `segments`-th part of an octave of the result."""
-    return _rounded(_exponential(np.exp, segments))
-
-
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -140,9 +135,12 @@ def _exponential(f: Function, segments: int) -> NDArray[np.float64]:
 def _by_octave(
     f: Function, octaves: int, segments: int, at_zero: float, at_infinity: float, odd: bool = False
 ) -> NDArray[np.float64]:
-    """Lines between knots that repeat every few octaves of a positive argument; negative ones mirrored, or 0."""
-    parts = [np.linspace(1, 2**octaves, segments, endpoint=False) * 2.0**e for e in range(-24, 16, octaves)]
-    knots = np.append(np.concatenate(parts), 2.0**16)
+    """Lines between knots that repeat every few octaves of a positive argument; negative ones mirrored, or 0.
+
+    Pairs of octaves run from 1/2 to 2: of the two ways that one gives the published error of layer_norm as well.
+    """
+    parts = [np.linspace(1, 2**octaves, segments, endpoint=False) * 2.0**e for e in range(-25, 17, octaves)]
+    knots = np.concatenate(parts)
     positive = np.interp(_ARGUMENTS[:_SIGN], knots, f(knots))
     positive[0], positive[-1] = at_zero, at_infinity
     return np.concatenate([positive, -positive if odd else np.zeros(_SIGN)])
@@ -160,12 +158,12 @@ TABLES: dict[str, Callable[[Function], NDArray[np.float64]]] = {
     "sigmoid": lambda f: _saturating(f, -9.938, 8.320, 32, _step),  # the domain is published
     "tanh": lambda f: _saturating(f, -4.0, 4.0, 64, np.sign),  # 32 segments for each sign
     "erf": lambda f: _saturating(f, -2.75, 2.75, 64, np.sign),
-    "gelu": lambda f: _saturating(f, -2.87, 2.87, 32, _ramp, origin=-0.000754),
-    "silu": lambda f: _saturating(f, -6.63, 6.63, 32, _ramp, origin=-0.001259),
+    "gelu": lambda f: _saturating(f, -2.9, 2.9, 32, _ramp, origin=-0.000754),
+    "silu": lambda f: _saturating(f, -6.78, 6.78, 32, _ramp, origin=-0.001259),
     "exp": lambda f: _exponential(f, 10),
     "log": lambda f: _by_octave(f, 1, 12, -45440.0, 0.0),
     "sqrt": lambda f: _by_octave(f, 2, 15, 0.0, np.inf),
-    "rsqrt": lambda f: _by_octave(f, 2, 16, np.inf, 0.0),
+    "rsqrt": lambda f: _by_octave(f, 2, 17, np.inf, 0.0),
     "inverse": lambda f: _by_octave(f, 1, 24, np.inf, 0.0, odd=True),
 }
 """By MIL operation: the function's values at every argument, before they are rounded."""

@@ -1,8 +1,8 @@
 """Softmax as the engine composes it: maximum, difference, exponential, sum, reciprocal, product. Class: calibrated.
 
-Each step is rounded to fp16 as it would be alone; the sum is the narrow one. Nothing is fitted here but the exponential,
-which has the 32 segments an octave of a full table (:mod:`lookup`): with the coarser one of the operation ``exp`` the error
-would be a tenth above the published one, with this it is a few percent from it (``python -m evidence functions``).
+Each step is rounded to fp16 as it would be alone; exponential and reciprocal are the tables of those operations, the sum is
+the narrow one. Nothing is fitted to the published errors of softmax itself; how far it is from them:
+``python -m evidence functions``, docs/arithmetic.md.
 An infinite element takes all the mass, as measured (source: ane-guide, part 1, Numerics; M1).
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anew.device.emulator.lookup import exponential, function_table, gather, slot
+from anew.device.emulator.lookup import function_table, gather, slot
 from anew.device.emulator.reduce import LANES, row_sum
 from anew.device.emulator.rounding import apply, elementwise_rule, flat
 
@@ -34,7 +34,7 @@ def softmax(x: Tensor, axis: int) -> Tensor:
 
 @functools.cache
 def _kernel() -> Any:
-    exp, inverse = exponential(32), function_table("inverse")
+    exp, inverse = function_table("exp"), function_table("inverse")
     return lambda rows, tops, out: _softmax_rows(rows, tops, exp, inverse, out)
 
 
