@@ -190,7 +190,9 @@ def _attention(length: int, width: int = 768, heads: int = 12) -> float:
             product = b.op("matmul", x=y, y=b.array(weights[i]), transpose_x=False, transpose_y=True)
             return b.op("add", x=product, y=b.array(biases[i][None]))
 
-        q, k, values = (b.op("transpose", x=b.op("reshape", x=linear(v, i), shape=split), perm=[1, 0, 2]) for i in range(3))
+        q, k, values = (
+            b.op("transpose", x=b.op("reshape", x=linear(v, i), shape=split), perm=[1, 0, 2]) for i in range(3)
+        )
         scores = b.op("mul", x=b.op("matmul", x=q, y=k, transpose_x=False, transpose_y=True), y=1 / math.sqrt(depth))
         shares = b.op("softmax", x=scores, axis=-1)
         mixed = b.op("matmul", x=shares, y=values, transpose_x=False, transpose_y=False)

@@ -26,7 +26,6 @@ from anew.device.emulator.rounding import (
     matmul_rule,
 )
 
-
 _INFINITE = np.float32(INFINITE_PRODUCT)
 
 

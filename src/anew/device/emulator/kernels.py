@@ -158,4 +158,3 @@ def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
 
 def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:
     return round_elementwise_(meaning(*operands).contiguous())
-

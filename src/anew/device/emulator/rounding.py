@@ -214,7 +214,9 @@ def apply(kernel: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
     In a whole flat array LLVM vectorises, in a range it does not.
     """
     count, size = len(arrays[0]), max(arrays[0].size, 1)
-    return run_tasks(lambda start, stop: kernel(*(a[start:stop] for a in arrays)), count, max(_GRAIN * count // size, 1))
+    return run_tasks(
+        lambda start, stop: kernel(*(a[start:stop] for a in arrays)), count, max(_GRAIN * count // size, 1)
+    )
 
 
 def round_elementwise_(x: Tensor) -> Tensor:
