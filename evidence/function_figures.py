@@ -1,8 +1,8 @@
 """Errors of function tables, softmax, sums, norms and attention, published with ANEForge 0.4.0, and the emulator's.
 
-A figure is ||output - reference|| / ||reference||. Where the benchmark's operands are known the emulator gets the very same;
-the sweep's are not, nor in which norm its errors are: read as the 2-norm, in which the project's other figures are, over
-N(0, 1), or |N(0, 1)| + 1/2 where a function wants positive numbers.
+A figure is ||output - reference|| / ||reference||. Where a benchmark's operands are known the emulator gets the very
+same. The sweep's are not known, nor the norm of its errors: read as the 2-norm, in which the project's other figures
+are, over N(0, 1), or |N(0, 1)| + 1/2 where a function wants positive numbers.
 """
 
 from __future__ import annotations

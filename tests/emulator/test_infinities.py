@@ -1,4 +1,4 @@
-"""What the engine makes of infinities and NaN, in every operation that a program of ours has, and slices on m1 and m2."""
+"""What the engine makes of infinities and NaN, operation by operation, and of large values in slices on m1 and m2."""
 
 import math
 

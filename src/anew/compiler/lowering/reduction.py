@@ -109,7 +109,7 @@ def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, V
 
 
 def _refined_rsqrt(low: Lowering, x: Value) -> Value:
-    """The reciprocal root of positive numbers: a Newton step takes the error of the engine's table out of whole rows."""
+    """The reciprocal root of positive numbers: a Newton step takes the error of the engine's table out of the rows."""
     guess = low.rsqrt(x)
     half = low.op("mul", x=low.op("mul", x=low.op("mul", x=x, y=guess), y=guess), y=0.5)
     return low.op("mul", x=guess, y=low.op("sub", x=1.5, y=half))

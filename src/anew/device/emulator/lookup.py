@@ -1,15 +1,15 @@
 """The engine's function tables: exp, log, sqrt, rsqrt, inverse, erf, tanh, sigmoid, silu and gelu.
 
 Class: calibrated. Known of a table (source: ane-guide, part 1, Numerics; M1): it is a line between each two of 33 knots
-that stand at equal distances over the function's own domain, and the function's asymptote beyond. With the domain that is
-published for sigmoid that alone gives the published error, so the knots lie on the function. For tanh, erf, gelu and
+that stand at equal distances over the function's own domain, and the function's asymptote beyond. With the domain that
+is published for sigmoid that alone gives the published error, so the knots lie on the function. For tanh, erf, gelu and
 silu the domain is fitted to the published error. Functions over all of fp16 have no domain but an exponent: their knots
-repeat in every octave (of the argument, or for exp of the result), and how many there are is fitted. How far each error is
-from the published one: ``python -m evidence functions``, docs/arithmetic.md.
+repeat in every octave (of the argument, or for exp of the result), and how many there are is fitted. How far each
+error is from the published one: ``python -m evidence functions``, docs/arithmetic.md.
 
 Published values at odd places are kept (same source unless named): log(0) is -45440, log of infinity 0, roots and
-logarithms of negative numbers 0, and the sign of a zero is lost. gelu(0) is -0.000754 (ANEForge 0.4.0, FAQ) or -0.000543:
-the larger is taken.
+logarithms of negative numbers 0, and the sign of a zero is lost. gelu(0) is -0.000754 (ANEForge 0.4.0, FAQ) or
+-0.000543: the larger is taken. silu(0) is -0.001259.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Softmax as the engine composes it: maximum, difference, exponential, sum, reciprocal, product. Class: calibrated.
 
-Each step is rounded to fp16 as it would be alone; exponential and reciprocal are the tables of those operations, the sum is
-the narrow one. Nothing is fitted to the published errors of softmax itself; how far it is from them:
+Each step is rounded to fp16 as it would be alone; exponential and reciprocal are the tables of those operations, the
+sum is the narrow one. Nothing is fitted to the published errors of softmax itself; how far it is from them:
 ``python -m evidence functions``, docs/arithmetic.md.
 An infinite element takes all the mass, as measured (source: ane-guide, part 1, Numerics; M1).
 """
