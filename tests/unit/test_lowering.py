@@ -34,6 +34,13 @@ CASES = {
     "cube": Case(lambda x: x**3, (aten.pow.Tensor_Scalar,)),
     "power": Case(lambda x: x**1.7, (aten.pow.Tensor_Scalar,), positive=True),
     "first power": Case(lambda x: aten.pow.Tensor_Scalar(x, 1) * 2, (aten.pow.Tensor_Scalar,), backward=False),
+    # where the engine's own tables of these functions are a tenth off
+    "silu near zero": Case(lambda x: F.silu(x / 8), (aten.silu.default, aten.silu_backward.default)),
+    "gelu near zero": Case(lambda x: F.gelu(x / 8), (aten.gelu.default, aten.gelu_backward.default)),
+    # where the square leaves fp16
+    "gelu far out": Case(lambda x: F.gelu(x * 1000), (aten.gelu.default, aten.gelu_backward.default)),
+    "gelu tanh far out": Case(lambda x: F.gelu(x * 1000, approximate="tanh"), (aten.gelu.default,)),
+    "silu far out": Case(lambda x: F.silu(x * 1000), (aten.silu.default, aten.silu_backward.default)),
     "exp": Case(torch.exp, (aten.exp.default,)),
     "sqrt": Case(torch.sqrt, (aten.sqrt.default, aten.div.Tensor), positive=True),
     # rsqrt cubed is three times as far off as the engine's table of rsqrt

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from anew.device.base import INFINITE_PRODUCT
 from anew.frontend.scales import (
     COTANGENT,
     FP16_MAX,
@@ -78,7 +79,7 @@ def test_zero_maxima_are_good_and_leave_factors_at_one():
     assert state.review(maxima(0.01, 0.0, 0.0)) == "rescale"  # LoRA's first step away from zero
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, 70000.0])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 70000.0, -INFINITE_PRODUCT])
 def test_a_result_beyond_fp16_is_an_overflow(value):
     assert ScaleState(WEIGHTED).review(maxima(1.0, 1.0, value)) == "overflow"
 
