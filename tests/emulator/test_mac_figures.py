@@ -13,5 +13,5 @@ def test_published_figure(figure):
 
 
 def test_number_of_figures():
-    assert len(FIGURES) == 24
+    assert len(FIGURES) == 25
     assert len(list(silicon_figures.large_gemm_figures())) == 3
