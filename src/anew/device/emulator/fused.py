@@ -108,6 +108,8 @@ def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
         out = torch.empty_like(x)
         apply(_FUSED[kind], flat(x), flat(y), flat(out))
         return out
+    if kind == "mul" and y.numel() == 1 and y.dim() <= x.dim():
+        return scale(x, y.item())[0]
     result = _PLAIN[kind](x, y).contiguous()
     largest = largest_of_bits(apply(_round_slice, flat(result)))
     if kind == "mul" and largest == math.inf:
