@@ -36,6 +36,7 @@ class Figure:
 #: full_mil_vocabulary_sweep.json, one machine.
 SWEEP = {
     "exp": 0.00047,
+    "exp2": 0.00048,
     "log": 0.0008,
     "sqrt": 0.00043,
     "rsqrt": 0.00104,
@@ -45,6 +46,8 @@ SWEEP = {
     "sigmoid": 0.00384,
     "silu": 0.00997,
     "gelu": 0.00239,
+    "softplus": 0.00078,
+    "softsign": 0.00076,
 }
 _POSITIVE = ("log", "sqrt", "rsqrt", "inverse")
 

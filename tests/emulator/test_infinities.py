@@ -11,7 +11,7 @@ from anew.device.emulator.engine import EmulatedEngine
 from anew.device.emulator.executor import Executable
 from anew.device.emulator.fused import binary, finish_product_, scale
 from anew.device.emulator.kernels import Arithmetic
-from anew.mil import Builder
+from anew.mil import Builder, print_program
 
 INF, NAN = math.inf, math.nan
 
@@ -124,6 +124,28 @@ def test_a_slice_along_another_axis_loses_nothing():
     assert torch.equal(run(graph, x, slice_limit=4094.0), x[1:])
 
 
-@pytest.mark.parametrize("chip", ["m4", "m5"])
-def test_slices_are_exact_on_later_chips(chip):
-    assert EmulatedEngine(load_chip(chip)).chip.slice_limit == INF
+def test_the_other_slices_of_the_last_axis_lose_it_too():
+    x = torch.tensor([[5000.0, 5000.0, -5000.0, 5000.0]])
+    indexed = lambda b, v: b.op("slice_by_index", x=v, begin=[0, -2], end=[1, 4])  # noqa: E731
+    assert run(indexed, x, slice_limit=4094.0).tolist() == [[-INF, INF]]
+    whole = lambda b, v: b.op("slice_by_index", x=v, begin=[0, 0], end=[1, 4])  # noqa: E731
+    assert torch.equal(run(whole, x, slice_limit=4094.0), torch.tensor([[5000.0, 5000.0, -5000.0, 5000.0]]).half())
+
+    def joined(b, v):
+        left, right = b.results("split", x=v, num_splits=2, axis=1)
+        return b.op("concat", values=(right, left), axis=1, interleave=False)
+
+    assert run(joined, x, slice_limit=4094.0).tolist() == [[-INF, INF, 5000, 5000]]
+
+
+@pytest.mark.parametrize(("chip", "value"), [("m1", INF), ("m2", INF), ("m3", 5000.0), ("m4", 5000.0), ("m5", 5000.0)])
+def test_which_chips_lose_it(chip, value):
+    builder = Builder()
+    part = builder.op("slice_by_size", x=builder.input("x", (1, 64)), begin=[0, 32], size=[1, 32])
+    engine = EmulatedEngine(load_chip(chip))
+    operation = engine.compile(*print_program(builder.program([part]))).operation()
+    buffers = {name: engine.buffers.lease(port.type.shape) for name, port in operation.program.ports.items()}
+    buffers["x"].fill_(5000.0)
+    operation.bind(buffers)
+    operation.execute()
+    assert (buffers[part.name] == value).all()

@@ -93,12 +93,12 @@ class Arithmetic:
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
     ) -> Tensor:
         """The two products by the array's rule, what is between them rounded step by step."""
-        scores = round_elementwise_(self._product(query, key.mT) * attention_scale(query.shape[-1]))
+        scores = binary("mul", self._product(query, key.mT), torch.tensor(attention_scale(query.shape[-1])))
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         elif attn_mask is not None:
-            scores = round_elementwise_(scores + attn_mask)
-        return self._product(round_elementwise_(torch.softmax(scores, -1)), value)
+            scores = binary("add", scores, attn_mask)
+        return self._product(softmax(scores, -1), value)
 
     def _product(self, x: Tensor, y: Tensor) -> Tensor:
         return matmul_exact(x, y) if self.exact else matmul_fast(x, y)
@@ -129,8 +129,23 @@ class Arithmetic:
         return softmax(x, axis)
 
     def _slice_by_size(self, x: Tensor, begin: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-        part: Tensor = lookup("slice_by_size").meaning(x, begin=begin, size=size)
-        if begin[-1] == 0 or self.slice_limit == math.inf:
+        part = lookup("slice_by_size").meaning(x, begin=begin, size=size)
+        return self._cropped(part, begin[-1] != 0)
+
+    def _slice_by_index(
+        self, x: Tensor, begin: tuple[int, ...], begin_mask: tuple[bool, ...] | None, **parameters: Any
+    ) -> Tensor:
+        part = lookup("slice_by_index").meaning(x, begin=begin, begin_mask=begin_mask, **parameters)
+        masked = begin_mask is not None and begin_mask[-1]
+        return self._cropped(part, not masked and begin[-1] % x.shape[-1] != 0)
+
+    def _split(self, x: Tensor, axis: int, **parameters: Any) -> tuple[Tensor, ...]:
+        first, *others = lookup("split").meaning(x, axis=axis, **parameters)
+        return first, *(self._cropped(part, axis % x.dim() == x.dim() - 1) for part in others)
+
+    def _cropped(self, part: Tensor, inside: bool) -> Tensor:
+        """A slice; ``inside`` tells that it begins inside the last axis."""
+        if not inside or self.slice_limit == math.inf:
             return part
         return part.masked_fill(part > self.slice_limit, math.inf).masked_fill(part < -self.slice_limit, -math.inf)
 

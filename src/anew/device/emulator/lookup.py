@@ -1,4 +1,4 @@
-"""The engine's function tables: exp, log, sqrt, rsqrt, inverse, erf, tanh, sigmoid, silu and gelu.
+"""The engine's function tables: exponentials, logarithm, roots, reciprocal, erf and the activations that have one.
 
 Class: calibrated. Known of a table (source: ane-guide, part 1, Numerics; M1): it is a line between each two of 33 knots
 that stand at equal distances over the function's own domain, and the function's asymptote beyond. With the domain that
@@ -9,7 +9,8 @@ error is from the published one: ``python -m evidence functions``, docs/arithmet
 
 Published values at odd places are kept (same source unless named): log(0) is -45440, log of infinity 0, roots and
 logarithms of negative numbers 0, and the sign of a zero is lost. gelu(0) is -0.000754 (ANEForge 0.4.0, FAQ) or
--0.000543: the larger is taken. silu(0) is -0.001259.
+-0.000543: the larger is taken. silu(0) is -0.001259. softplus, in which the engine takes the exponential in fp16, is 0
+from where that overflows (ANEForge 0.4.0 _compile.py), and softsign of infinity is 0.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def _arguments() -> NDArray[np.float64]:
 
 
 _ARGUMENTS = _arguments()
+_EXP_LIMIT = math.log(65504)
 _WITH_EPSILON = ("rsqrt", "inverse", "log")
 
 
@@ -126,10 +128,11 @@ def _saturating(
     return np.where((x < low) | (x > high), beyond(x), np.interp(x, knots, values))
 
 
-def _exponential(f: Function, segments: int) -> NDArray[np.float64]:
+def _exponential(f: Function, octave: float, segments: int) -> NDArray[np.float64]:
+    """Lines between knots that repeat in every octave of the result, to which ``octave`` of the argument is the way."""
     low, high = -25, 16  # what fp16 holds, as powers of two
     places = (high - low) * segments
-    return _saturating(f, low * math.log(2), high * math.log(2), places, lambda x: np.where(x > 0, np.inf, 0.0))
+    return _saturating(f, low * octave, high * octave, places, lambda x: np.where(x > 0, np.inf, 0.0))
 
 
 def _by_octave(
@@ -160,7 +163,10 @@ TABLES: dict[str, Callable[[Function], NDArray[np.float64]]] = {
     "erf": lambda f: _saturating(f, -2.75, 2.75, 64, np.sign),
     "gelu": lambda f: _saturating(f, -2.9, 2.9, 32, _ramp, origin=-0.000754),
     "silu": lambda f: _saturating(f, -6.78, 6.78, 32, _ramp, origin=-0.001259),
-    "exp": lambda f: _exponential(f, 10),
+    "softplus": lambda f: _saturating(f, -_EXP_LIMIT, _EXP_LIMIT, 115, np.zeros_like),
+    "softsign": lambda f: _by_octave(f, 1, 6, 0.0, 0.0, odd=True),
+    "exp": lambda f: _exponential(f, math.log(2), 10),
+    "exp2": lambda f: _exponential(f, 1.0, 10),
     "log": lambda f: _by_octave(f, 1, 12, -45440.0, 0.0),
     "sqrt": lambda f: _by_octave(f, 2, 15, 0.0, np.inf),
     "rsqrt": lambda f: _by_octave(f, 2, 17, np.inf, 0.0),
