@@ -26,7 +26,7 @@ def canonicalize(module: GraphModule) -> None:
         if _drops_cast(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif _called(node, "cat"):
+        elif called(node, "cat"):
             _drop_empty(node)
     for node in list(module.graph.nodes):
         attention.rewrite(node)
