@@ -12,6 +12,7 @@ MEASUREMENTS = (
     "silicon",
     "functions",
     "gradients",
+    "architectures",
     "arithmetic",
     "bare_loop",
     "exact_matmul",

@@ -34,6 +34,18 @@ def write(name: str, figures: dict[str, Any]) -> Path:
     return path
 
 
+def write_table(page: str, name: str, rows: list[list[str]]) -> None:
+    """Replace the table between ``<!-- table:NAME -->`` and ``<!-- end -->`` in a page of docs/ by these rows."""
+    path = FOLDER.parent / page
+    start, end = f"<!-- table:{name} -->\n", "<!-- end -->"
+    before, _, rest = path.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    partial = path.with_suffix(".partial")
+    partial.write_text(before + start + lines + end + after)
+    partial.rename(path)
+
+
 def read(name: str) -> dict[str, Any]:
     """Return the figures of a record."""
     figures: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())["figures"]

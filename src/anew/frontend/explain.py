@@ -10,16 +10,18 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from anew.device.buffers import BufferPool
 from anew.errors import UserError
+from anew.frontend.layers import has_repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.check import LossVerdict
 from anew.frontend.model import compile_in, options_of
@@ -28,6 +30,7 @@ from anew.frontend.placement import PlacementWarning
 from anew.frontend.recorder import HostRecorder
 from anew.frontend.region import GraphCall
 from anew.frontend.session import Session
+from anew.frontend.whole_model import by_layers
 from anew.plan import Plan
 
 OUTSIDE = "outside every region"
@@ -167,7 +170,7 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
     """
     options = options_of(model) or Options()
     session = Session(replace(options, device="null", strict=False, chip=chip or options.chip))
-    net = compile_in(copy.deepcopy(getattr(model, "_orig_mod", model)), session)
+    net = _compiled(copy.deepcopy(getattr(model, "_orig_mod", model)), session)
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore", PlacementWarning)  # every one of them is a row of the result
@@ -188,6 +191,18 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
         engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),
         host_flops=sum(use.flops for use in host),
     )
+
+
+def _compiled(model: nn.Module, session: Session) -> nn.Module:
+    """The model with its repeated layers compiled, or compiled as a whole when it has none."""
+    if has_repeated_layers(model):
+        return compile_in(model, session)
+
+    def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return by_layers(session, module)
+
+    whole: nn.Module = torch.compile(model, backend=backend, dynamic=False)  # type: ignore[assignment]
+    return whole
 
 
 def _outside(recorder: HostRecorder) -> list[HostUse]:

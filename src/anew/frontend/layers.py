@@ -16,14 +16,24 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
     Raises UserError when there is none.
     """
-    found: dict[int, nn.Module] = {}
-    _collect(model, found)
+    found = _found(model)
     if not found:
         raise UserError(
             f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of layers of one class; compile a layer of "
             'it with torch.compile(layer, backend="anew")'
         )
     return list(found.values())
+
+
+def has_repeated_layers(model: nn.Module) -> bool:
+    """Whether :func:`repeated_layers` finds layers in a model."""
+    return bool(_found(model))
+
+
+def _found(model: nn.Module) -> dict[int, nn.Module]:
+    found: dict[int, nn.Module] = {}
+    _collect(model, found)
+    return found
 
 
 def _collect(module: nn.Module, found: dict[int, nn.Module]) -> None:
