@@ -47,8 +47,8 @@ class Outcome:
         programs, dispatches: loaded for, and run in, a training step.
         worst_cosine, worst_error: over every parameter, ``exact``, after one calibrating step.
         worst_parameter: whose error that is.
-        vanishing: parameters whose gradient is 0 but for rounding (a bias of keys without rotation shifts all scores of a
-            row alike); they have no cosine. vanishing_norm: their largest gradient norm over the largest of all.
+        vanishing: parameters whose gradient is 0 but for rounding (a bias of keys without rotation shifts all scores
+            of a row alike); they have no cosine. vanishing_norm: their largest gradient norm over the largest of all.
     """
 
     coverage: float
