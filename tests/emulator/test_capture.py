@@ -74,6 +74,8 @@ def test_the_default_configuration_of_24_layers_in_all_modes(llama, caplog):
     assert (found.programs, found.regions, found.host_operations) == (6, 4, ())
     gradients(net)
     assert anew.statistics(net).dispatches - found.dispatches == 48
+    net.eval().generate(short, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert anew.statistics(net).programs == 8  # one for the prompt, one for every token after it
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 

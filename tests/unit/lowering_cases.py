@@ -106,13 +106,15 @@ ACTIVATIONS = {
     "leaky relu": Case(F.leaky_relu),
     "prelu": Case(F.prelu, (aten._prelu_kernel.default, aten._prelu_kernel_backward.default), (X, (3,))),
     "elu": Case(F.elu),
-    "elu of small numbers": Case(F.elu, (aten.expm1.default,), scale=1e-2),
+    # by way of tanh(x / 2), whose table is lines between knots: 0.4 % off near zero
+    "elu of small numbers": Case(F.elu, (aten.expm1.default,), scale=1e-2, tolerance=6e-3),
     "elu of large numbers": Case(F.elu, scale=30.0),
     "selu": Case(F.selu),
     "celu": Case(lambda x: F.celu(x, 0.5)),
     "softplus": Case(F.softplus, (aten.softplus.default, aten.softplus_backward.default), scale=2.0),
     "softplus of large numbers": Case(F.softplus, scale=1e3),
-    "softplus of negative numbers": Case(lambda x: F.softplus(-x.abs() * 6)),
+    # far out the gate is 1 + tanh, near -1 + 1
+    "softplus of negative numbers": Case(lambda x: F.softplus(-x.abs() * 6), tolerance=4e-3),
     "softplus with a threshold": Case(lambda x: F.softplus(x, beta=2, threshold=3)),
     "logsigmoid": Case(F.logsigmoid, scale=3.0),
     "mish": Case(F.mish, scale=3.0),

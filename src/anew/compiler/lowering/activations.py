@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from anew.compiler.lowering.elementwise import logistic
 from anew.compiler.lowering.table import Lowering, lowers
 from anew.mil import Value
 
@@ -58,7 +59,7 @@ def _softplus(low: Lowering, node: Node, x: Value, beta: float = 1, threshold: f
 @lowers(aten.softplus_backward.default)
 def _softplus_backward(low: Lowering, node: Node, grad: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = _scaled(low, x, beta)
-    soft = low.op("mul", x=grad, y=low.op("sigmoid", x=scaled))
+    soft = low.op("mul", x=grad, y=logistic(low, scaled))
     return low.select(low.op("greater", x=scaled, y=threshold), grad, soft)
 
 

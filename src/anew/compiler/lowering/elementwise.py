@@ -91,19 +91,19 @@ lowers(aten.sin.default)(_unary("sin"))
 lowers(aten.cos.default)(_unary("cos"))
 
 
-def _gate(low: Lowering, x: Value) -> Value:
+def logistic(low: Lowering, x: Value) -> Value:
     """The logistic function by way of tanh: the engine's table of tanh is several times as fine as that of sigmoid."""
     return _half_up(low, low.op("tanh", x=low.op("mul", x=x, y=0.5)))
 
 
 @lowers(aten.sigmoid.default)
 def _sigmoid(low: Lowering, node: Node, x: Value) -> Value:
-    return _gate(low, x)
+    return logistic(low, x)
 
 
 @lowers(aten.silu.default)
 def _silu(low: Lowering, node: Node, x: Value) -> Value:
-    return low.op("mul", x=x, y=_gate(low, x))
+    return low.op("mul", x=x, y=logistic(low, x))
 
 
 @lowers(aten.sigmoid_backward.default)
@@ -118,7 +118,7 @@ def _tanh_backward(low: Lowering, node: Node, grad: Value, y: Value) -> Value:
 
 @lowers(aten.silu_backward.default)
 def _silu_backward(low: Lowering, node: Node, grad: Value, x: Value) -> Value:
-    gate = _gate(low, x)
+    gate = logistic(low, x)
     slope = low.op("add", x=low.op("mul", x=x, y=low.op("sub", x=1.0, y=gate)), y=1.0)
     return low.op("mul", x=grad, y=low.op("mul", x=gate, y=slope))
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from anew.compiler.lowering.reduction import SMALLEST_ROW_MAXIMUM
+from anew.compiler.lowering.reduction import SMALLEST_ROW_MAXIMUM, refined_rsqrt
 from anew.compiler.lowering.table import Lowering, NotLowered, lowers, shape_of
 from anew.mil import Value
 
@@ -45,7 +45,7 @@ def _standardize(low: Lowering, node: Node, x: Value, axes: Sequence[int], eps: 
     # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
     root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
     variance = low.op("add", x=mean(low, low.op("mul", x=centred, y=centred), axes), y=low.op("mul", x=root, y=root))
-    scale = low.rsqrt(low.op("maximum", x=variance, y=SMALLEST_VARIANCE))
+    scale = refined_rsqrt(low, low.op("maximum", x=variance, y=SMALLEST_VARIANCE))
     centre = low.op("mul", x=low.op("add", x=centre, y=drift), y=peak)
     return low.op("mul", x=centred, y=scale), low.op("real_div", x=scale, y=peak), centre
 

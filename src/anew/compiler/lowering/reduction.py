@@ -104,11 +104,11 @@ def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, V
     mean = low.op("reduce_mean", x=low.op("mul", x=unit, y=unit), axes=[-1], keep_dims=True)
     # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
     root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
-    scale = _refined_rsqrt(low, low.op("add", x=mean, y=low.op("mul", x=root, y=root)))
+    scale = refined_rsqrt(low, low.op("add", x=mean, y=low.op("mul", x=root, y=root)))
     return low.op("mul", x=unit, y=scale), low.op("real_div", x=scale, y=peak)
 
 
-def _refined_rsqrt(low: Lowering, x: Value) -> Value:
+def refined_rsqrt(low: Lowering, x: Value) -> Value:
     """The reciprocal root of positive numbers: a Newton step takes the error of the engine's table out of the rows."""
     guess = low.rsqrt(x)
     half = low.op("mul", x=low.op("mul", x=low.op("mul", x=x, y=guess), y=guess), y=0.5)
