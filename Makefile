@@ -22,8 +22,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+# A worker for each core, and a thread for each worker: the tests' tensors are small.
 unit: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 
 evidence: .venv/installed  ## the full measurements, written to docs/evidence/
 	$(BIN)/python -m evidence

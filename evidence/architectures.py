@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassificat
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import anew
-from anew.frontend.explain import OUTSIDE
 from anew.frontend.placement import PlacementWarning
 from evidence import record
 from evidence.gradients import compare
@@ -43,7 +42,8 @@ class Outcome:
 
     Attributes:
         coverage: part of the step's matmul and convolution flops on the engine, 0 to 1.
-        region_operations: part of the operations inside the regions that run on the engine, 0 to 1.
+        region_operations: part of the operations inside the regions that run on the engine, 0 to 1; what the host does
+            at their boundary by design (a mask made finite) is none of them.
         programs, dispatches: loaded for, and run in, a training step.
         worst_cosine, worst_error: over every parameter, ``exact``, after one calibrating step.
         worst_parameter: whose error that is.
@@ -197,7 +197,7 @@ def measure(name: str) -> Outcome:
     largest = max(g.norm() for g in reference.values())
     vanishing = tuple(n for n, g in reference.items() if g.norm() < VANISHES * largest)
     judged = compare(found, {n: g for n, g in reference.items() if n not in vanishing})
-    kept = sum(use.calls for use in explained.host if use.where != OUTSIDE)
+    kept = sum(use.calls for use in explained.host if use.kind == "fallback")
     return Outcome(
         explained.coverage,
         explained.engine_operations / (explained.engine_operations + kept),

@@ -114,7 +114,7 @@ def test_ways_to_decode_share_programs():
 
 
 def test_assisted_decoding_crops_the_cache():
-    plain, compiled = build()
+    plain, compiled = build(seed=42)  # the best two logits of both prompts lie 0.7 apart
     assistant, _ = build(seed=1)
     ids = prompt(batch=1)
     assert same(plain, compiled, ids, assistant_model=assistant)

@@ -7,6 +7,7 @@ fallback: it is reported with the rule that keeps it off the engine, and ``stric
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from anew.compiler.compile import depends_on, why_not
 from anew.errors import AnewError
 from anew.frontend.hoisting import hoist
 from anew.frontend.partition import is_view
-from anew.frontend.recorder import node_flops
+from anew.frontend.recorder import node_flops, source_line
 
 
 class PlacementError(AnewError):
@@ -55,6 +56,8 @@ class HostOperation:
 
 #: Metadata key: whether a value is linear in the cotangents.
 _LINEAR = "anew_linear"
+#: A frame of a traceback, as Dynamo keeps it: file and line.
+_FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)')
 #: Makes a tensor without computing anything: not worth a row in a report.
 _EMPTY = torch.ops.aten.empty_strided.default
 
@@ -88,9 +91,8 @@ def report(operations: Sequence[HostOperation], *, strict: bool) -> None:
     if not found:
         return
     first = found[0]
-    sentence = (
-        f"{first.region}: '{first.operation}' {list(first.shape)} cannot run on the engine: {first.rule}{first.source}"
-    )
+    place = f" ({first.source})" if first.source else ""
+    sentence = f"{first.region}: '{first.operation}' {list(first.shape)} cannot run on the engine: {first.rule}{place}"
     if strict:
         raise PlacementError(sentence)
     more = f" ({len(found) - 1} more operations likewise)" if len(found) > 1 else ""
@@ -195,10 +197,11 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _source(node: Node) -> str:
-    """The model's source line that a node comes from, as far as capture kept it."""
+    """The model's line that a node comes from, as "file:line: code", as far as capture kept it."""
     lines = (node.meta.get("stack_trace") or "").splitlines()
-    frames = [i for i, line in enumerate(lines) if line.strip().startswith("File ")]
+    frames = [(i, found) for i, line in enumerate(lines) if (found := _FRAME.match(line))]
     if not frames:
         return ""
-    code = lines[frames[-1] + 1].strip() if frames[-1] + 1 < len(lines) else ""
-    return f" ({lines[frames[-1]].strip()}: {code})"
+    at, frame = frames[-1]
+    code = lines[at + 1].strip() if at + 1 < len(lines) else ""
+    return f"{source_line(frame[1], frame[2])}: {code}"

@@ -76,9 +76,14 @@ class HostRecorder(TorchDispatchMode):
             if frame.f_code in self.inside:
                 return source, True
             if not source and not frame.f_code.co_filename.startswith(_FRAMEWORK):
-                source = f"{frame.f_code.co_filename.rpartition('site-packages/')[2]}:{frame.f_lineno}"
+                source = source_line(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
         return source, False
+
+
+def source_line(file: str, line: int | str) -> str:
+    """A line of a model as users read it: an installed package's file from the package's name on."""
+    return f"{file.rpartition('site-packages/')[2]}:{line}"
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
