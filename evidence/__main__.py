@@ -20,6 +20,7 @@ MEASUREMENTS = (
     "host_overhead",
     "stories110m",
     "demo",
+    "quotes",
 )
 
 
