@@ -48,8 +48,9 @@ _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
 _ELEMENTWISE_LIMIT = 0x477FE000  # 65504
 _MATMUL_LIMIT = 0x46FFE000  # 32752, the largest finite matmul result
 
-_GRAIN = 1 << 17
-"""Elements for which handing work to another thread costs less than it saves."""
+_GRAIN = 1 << 20
+"""Elements for which handing work to another thread costs less than it saves: torch's own threads spin after each of
+its operations, and another pool has to win the core from them first (``python -m bench`` step_time)."""
 
 
 @functools.lru_cache(maxsize=2)
