@@ -1,9 +1,12 @@
 """Operations that the executor joins give what they give alone."""
 
+import pytest
 import torch
 
 from anew.chips import load_chip
 from anew.device.emulator.engine import EmulatedEngine
+from anew.device.emulator.fused import binary, defer_scale
+from anew.device.emulator.mac import matmul_fast
 from anew.device.emulator.rounding import round_elementwise_
 from anew.mil import Builder, print_program
 
@@ -23,3 +26,34 @@ def test_a_maximum_without_kept_axes_is_reported_beside_its_product() -> None:
     operation.execute()
     found = buffers[product.name].float()
     assert torch.equal(buffers[spread.name].float(), round_elementwise_(found + found.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("factor", "largest", "deferred"),
+    [
+        (2.0**9, 100.0, True),
+        (1.0, 65504.0, True),
+        (2.0**-6, 100.0, False),  # makes subnormals
+        (3.0, 100.0, False),  # rounds
+        (2.0, 40000.0, False),  # overflows
+    ],
+)
+def test_a_scale_left_to_the_product_gives_the_same_bits(factor: float, largest: float, deferred: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(size, generator=generator).mul(2.0**-12).half().float() for size in ((16, 40), (40, 24)))
+    x[3, 5] = largest
+    assert (defer_scale(x, factor)[0].factor == factor) is deferred
+    builder = Builder()
+    scales = builder.input("scales", (1, 1))
+    left, right = builder.input("x", (16, 40)), builder.input("y", (40, 24))
+    scaled = builder.op("mul", x=left, y=scales)
+    product = builder.op("matmul", x=scaled, y=right, transpose_x=False, transpose_y=False)
+    engine = EmulatedEngine(load_chip("m4"))
+    operation = engine.compile(*print_program(builder.program([product]))).operation()
+    buffers = {name: engine.buffers.lease(port.type.shape) for name, port in operation.program.ports.items()}
+    for name, value in (("x", x), ("y", y), ("scales", torch.tensor([[factor]]))):
+        buffers[name].copy_(value)
+    operation.bind(buffers)
+    operation.execute()
+    wanted = matmul_fast(binary("mul", x, torch.tensor(factor)), y)
+    assert torch.equal(buffers[product.name].float(), wanted)

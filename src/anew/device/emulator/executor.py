@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Executable:
 
     def run(self, bindings: Mapping[str, Tensor]) -> None:
         """Read the input buffers, run every step, write the output buffers; what fp32 buffers hold becomes fp16."""
-        values: dict[str, Tensor] = {name: _read(bindings[name]) for name in self.inputs}
+        values: dict[str, Any] = {name: _read(bindings[name]) for name in self.inputs}
         values.update(self.constants)
         with torch.no_grad():
             for step in self.steps:

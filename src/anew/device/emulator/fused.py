@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -18,6 +19,7 @@ from torch import Tensor
 from anew.device.base import INFINITE_PRODUCT
 from anew.device.emulator.rounding import (
     INF_BITS,
+    absmax,
     apply,
     elementwise_rule,
     flat,
@@ -26,6 +28,7 @@ from anew.device.emulator.rounding import (
     matmul_rule,
 )
 
+FP16_MAX = 65504.0
 _INFINITE = np.float32(INFINITE_PRODUCT)
 
 
@@ -52,20 +55,20 @@ def _scale_slice(x: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _finish_slice(x: np.ndarray) -> np.int32:
+def _finish_slice(x: np.ndarray, carried: np.float32) -> np.int32:
     largest = np.int32(0)
     for i in range(x.size):
-        product = matmul_rule(x[i])
+        product = matmul_rule(x[i] * carried)
         largest = max(largest, magnitude_bits(product))
         x[i] = product
     return largest
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _finish_scale_slice(x: np.ndarray, factor: np.float32) -> np.int32:
+def _finish_scale_slice(x: np.ndarray, carried: np.float32, factor: np.float32) -> np.int32:
     largest = np.int32(0)
     for i in range(x.size):
-        product = matmul_rule(x[i])
+        product = matmul_rule(x[i] * carried)
         largest = max(largest, magnitude_bits(product))
         x[i] = times(product, factor)
     return largest
@@ -125,12 +128,35 @@ def scale(x: Tensor, factor: float) -> tuple[Tensor, float]:
     return out, largest_of_bits(apply(lambda a, b: _scale_slice(a, number, b), flat(x), flat(out)))
 
 
-def finish_product_(x: Tensor, factor: float | None) -> float:
+@dataclass(frozen=True)
+class Deferred:
+    """A matmul operand whose scale is left to the product: ``x * factor``, where that rounds nothing."""
+
+    x: Tensor
+    factor: float
+
+
+def defer_scale(x: Tensor, factor: float) -> tuple[Deferred, float]:
+    """As :func:`scale`, without a pass that writes where float32 sums come out the same.
+
+    A power of two of at least 1 rounds no fp16 number that it leaves in range, and neither it nor its product with
+    another such rounds a float32 sum of products of fp16 numbers: these are multiples of 2^-48.
+    """
+    x = x.contiguous()
+    largest = absmax(x)
+    if factor >= 1.0 and math.frexp(factor)[0] == 0.5 and largest * factor <= FP16_MAX:
+        return Deferred(x, factor), largest
+    return Deferred(scale(x, factor)[0], 1.0), largest
+
+
+def finish_product_(x: Tensor, factor: float | None, carried: float = 1.0) -> float:
     """Round raw sums of the array in place, and multiply them by ``factor`` where given, rounded as elementwise.
 
+    ``carried`` is what deferred scales of the operands left to the sums.
     Returns the largest magnitude of the rounded sums before the factor; inf if any is not finite.
     """
+    before = np.float32(carried)
     if factor is None:
-        return largest_of_bits(apply(_finish_slice, flat(x)))
+        return largest_of_bits(apply(lambda a: _finish_slice(a, before), flat(x)))
     number = np.float32(factor)
-    return largest_of_bits(apply(lambda a: _finish_scale_slice(a, number), flat(x)))
+    return largest_of_bits(apply(lambda a: _finish_scale_slice(a, before, number), flat(x)))

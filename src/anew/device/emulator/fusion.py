@@ -14,17 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anew.device.emulator.fused import finish_product_, scale
+from anew.device.emulator.fused import Deferred, defer_scale, finish_product_, scale
 from anew.device.emulator.kernels import Arithmetic
 from anew.device.emulator.rounding import absmax
 from anew.mil import Function, Op, Value
+
+Scaling = Callable[[Tensor, float], tuple[Tensor | Deferred, float]]
 
 
 @dataclass
 class Step:
     """One kernel call: the values it reads, those it defines, and those nobody reads after it."""
 
-    kernel: Callable[..., tuple[Tensor, ...]]
+    kernel: Callable[..., tuple[Tensor | Deferred, ...]]
     operands: tuple[str, ...]
     results: tuple[str, ...]
     dead: tuple[str, ...] = ()
@@ -96,12 +98,19 @@ class _Fusion:
         x, factor = op.tensors()
         self.done.add(op)
         report = self._report(x)
+        apply = defer_scale if self._defers(op) else scale
         if report is None or report[0] in self.done:
-            return Step(lambda x, f: scale(x, f.item())[:1], (x.name, factor.name), (op.output.name,))
+            return Step(lambda x, f: apply(x, f.item())[:1], (x.name, factor.name), (op.output.name,))
         self.done.update(report)
         shape = report[1].output.shape
         names = (op.output.name, report[1].output.name)
-        return Step(lambda x, f: _scaled(x, f, shape), (x.name, factor.name), names)
+        return Step(lambda x, f: _scaled(apply, x, f, shape), (x.name, factor.name), names)
+
+    def _defers(self, op: Op) -> bool:
+        """Whether a scale can be left to the products, which alone read its result and take float32 sums."""
+        readers = self.uses[op.output]
+        only_products = op.output not in self.outputs and all(use.kind == "matmul" for use in readers)
+        return not self.arithmetic.exact and only_products
 
     def _maximum(self, op: Op) -> Step:
         """``reduce_max(abs(x))`` of a value that is neither an operand nor a product."""
@@ -148,14 +157,18 @@ def _product(
     raw: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...] | None, x: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Sums, rounded and scaled back in one pass; with their maximum when ``shape`` says which it has."""
-    left, right, *factor = x
+    (left, a), (right, b) = map(_operand_of, x[:2])
     product = raw(left, right)
-    largest = finish_product_(product, factor[0].item() if factor else None)
+    largest = finish_product_(product, x[2].item() if len(x) > 2 else None, a * b)
     return (product,) if shape is None else (product, torch.full(shape, largest))
 
 
-def _scaled(x: Tensor, factor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    out, largest = scale(x, factor.item())
+def _operand_of(x: Tensor | Deferred) -> tuple[Tensor, float]:
+    return (x.x, x.factor) if isinstance(x, Deferred) else (x, 1.0)
+
+
+def _scaled(apply: Scaling, x: Tensor, factor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor | Deferred, Tensor]:
+    out, largest = apply(x, factor.item())
     return out, torch.full(shape, largest)
 
 
