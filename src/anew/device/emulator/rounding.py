@@ -49,8 +49,8 @@ _ELEMENTWISE_LIMIT = 0x477FE000  # 65504
 _MATMUL_LIMIT = 0x46FFE000  # 32752, the largest finite matmul result
 
 _GRAIN = 1 << 20
-"""Elements for which handing work to another thread costs less than it saves: torch's own threads spin after each of
-its operations, and another pool has to win the core from them first (``python -m bench`` step_time)."""
+"""Elements for which handing work to another thread costs less than it saves; chosen by ``python -m bench.step_time``
+on two cores, where smaller tasks made a step slower."""
 
 
 @functools.lru_cache(maxsize=2)
