@@ -19,6 +19,8 @@ MEASUREMENTS = (
     "step_time",
     "host_overhead",
     "stories110m",
+    "kills",
+    "soak",
     "demo",
     "quotes",
 )

@@ -14,9 +14,20 @@ if TYPE_CHECKING:
     from anew.frontend.explain import explain
     from anew.frontend.loss.function import linear_cross_entropy
     from anew.frontend.model import compile, statistics
+    from anew.frontend.state import load_state_dict, state_dict
 
 __version__ = metadata.version("anew")
-__all__ = ["AnewError", "UserError", "__version__", "compile", "explain", "linear_cross_entropy", "statistics"]
+__all__ = [
+    "AnewError",
+    "UserError",
+    "__version__",
+    "compile",
+    "explain",
+    "linear_cross_entropy",
+    "load_state_dict",
+    "state_dict",
+    "statistics",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +36,10 @@ def __getattr__(name: str) -> Any:
         from anew.frontend import model
 
         return getattr(model, name)
+    if name in ("load_state_dict", "state_dict"):
+        from anew.frontend import state
+
+        return getattr(state, name)
     if name == "explain":
         from anew.frontend.explain import explain
 

@@ -12,7 +12,6 @@ import anew
 from anew.errors import AnewError, UserError
 from anew.frontend.options import Options
 from anew.frontend.scales import COTANGENT
-from anew.frontend.segment import Segment
 from anew.frontend.session import session_for
 from tests.emulator.training import TOKENS, compiled, gradients, loss_of, reference, worst_error
 
@@ -100,12 +99,8 @@ def test_two_forwards_before_their_backwards(llama):
 
 def training_scales(net):
     """The scale states of a model's layers in the programs that train."""
-    weights = list(net.model.layers.parameters())
-    found = []
-    for segment in (x for x in gc.get_objects() if type(x) is Segment and "inference" not in x.plan.name):
-        states = (segment.states._entries.get(id(w)) for w in weights)
-        found += [(segment.plan.name, tuple(s.exponents), s.cotangent, s.calibrated) for _, s in filter(None, states)]
-    return sorted(found)
+    scales = anew.state_dict(net)["scales"]
+    return {(n, key): s for n, states in scales.items() for key, s in states.items() if "inference" not in key}
 
 
 def test_evaluation_between_forward_and_backward_changes_nothing(llama):
@@ -157,7 +152,7 @@ def test_the_size_of_the_cotangents_does_not_matter(llama, factor):
         x.grad = None
         layer(x, position_embeddings=angles).backward(torch.full((1, 6, 32), scale))
         found.append(x.grad.double() / scale)
-    assert {cotangent for _, _, cotangent, _ in training_scales(net)} == {COTANGENT}
+    assert {state["cotangent"] for state in training_scales(net).values()} == {COTANGENT}
     assert found[0].abs().max() > 0
     assert (found[1] - found[0]).norm() < (0.05 if factor == 2.0**-130 else 1e-3) * found[0].norm()
 

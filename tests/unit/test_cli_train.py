@@ -90,6 +90,8 @@ def test_the_saved_model_loads_and_is_replaced_by_the_next_run(arguments, tmp_pa
     saved = tmp_path / "out" / "model"
     assert (saved / "model.safetensors").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "checkpoint-1",
+        "latest",
         "loss.png",
         "metrics.jsonl",
         "model",

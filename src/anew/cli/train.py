@@ -3,10 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anew.train.config import TrainConfig, resolve
 from anew.train.presets import PRESETS
+
+if TYPE_CHECKING:
+    from anew.train.checkpoint import Checkpoint
 
 INTERRUPTED = 130
 
@@ -17,14 +20,14 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "train",
         help="train a language model from scratch on text files",
         description="Train a language model from scratch on text files. The output folder gets the model "
-        "(model/), the loss curve (loss.png), metrics.jsonl and run.json; those of an earlier run there are "
-        "replaced.",
+        "(model/), the loss curve (loss.png), metrics.jsonl, run.json and the last checkpoints (checkpoint-STEP/); "
+        "those of an earlier run there that finished are replaced. A run that was interrupted or killed goes on with "
+        "--resume DIR, to the bit as if nothing had happened.",
     )
     parser.set_defaults(run=run)
     what = parser.add_argument_group("what to train, and on what")
     what.add_argument(
         "--preset",
-        default="tiny",
         metavar="NAME",
         help=f"{', '.join(PRESETS)}, or a Hugging Face CONFIG.json (default: tiny)",
     )
@@ -38,6 +41,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     what.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/NAME)")
     _add_settings(parser.add_argument_group("how to train (defaults come from the preset)"))
     _add_device(parser.add_argument_group("where to compute"))
+    _add_saving(parser.add_argument_group("saving and going on"))
     parser.add_argument("--plain", action="store_true", help="print log lines on a terminal too")
 
 
@@ -68,22 +72,54 @@ def _add_device(group: Any) -> None:
     )
 
 
+def _add_saving(group: Any) -> None:
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR, with its own settings, from its latest checkpoint; or from the checkpoint DIR",
+    )
+    group.add_argument(
+        "--save-every",
+        type=int,
+        metavar="N",
+        help="steps between checkpoints; 0: only at Ctrl-C and the end (default: 100)",
+    )
+    group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default: 2)")
+
+
+def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(arguments).items() if key in TrainConfig.__dataclass_fields__}
+
+
 def configure(arguments: argparse.Namespace) -> TrainConfig:
-    """Return the settings that the command line asks for; raises UserError if they make no sense."""
-    given = vars(arguments)
-    choices = {key: value for key, value in given.items() if key in TrainConfig.__dataclass_fields__}
-    return resolve(arguments.preset, choices.pop("data"), choices)
+    """Return the settings of a new run that the command line asks for; raises UserError if they make no sense."""
+    choices = _choices(arguments)
+    return resolve(arguments.preset or "tiny", choices.pop("data"), choices)
+
+
+def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:
+    from anew.train.resume import find, settings
+
+    checkpoint = find(arguments.resume)
+    name = arguments.preset and Path(arguments.preset).stem
+    return settings(checkpoint, {**_choices(arguments), "name": name}), checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and return the exit code."""
-    config = configure(arguments)
+    config, checkpoint = _resumed(arguments) if arguments.resume else (configure(arguments), None)
     arguments.out = config.out  # where a traceback goes if something unexpected happens
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
+    from anew.train.checkpoint import LATEST
     from anew.train.display import make_display
     from anew.train.run import run as train
 
-    if train(config, make_display(arguments.plain), ["anew", *sys.argv[1:]]):
-        return 0
-    print("anew: interrupted; the model as trained so far is saved", file=sys.stderr)
+    try:
+        if train(config, make_display(arguments.plain), ["anew", *sys.argv[1:]], checkpoint):
+            return 0
+    except KeyboardInterrupt:  # the second one, or one outside of training
+        if not (config.out / LATEST).exists():
+            raise
+    print(f"anew: interrupted; go on with: anew train --resume {config.out}", file=sys.stderr)
     return INTERRUPTED

@@ -27,5 +27,10 @@ class ByTensor(Generic[T]):
         if known is not None and known[0]() is tensor:
             return known[1]
         value = make()
-        self._entries[key] = (weakref.ref(tensor, lambda _: self._entries.pop(key, None)), value)
+        self.set(tensor, value)
         return value
+
+    def set(self, tensor: Tensor, value: T) -> None:
+        """Make or replace the tensor's entry."""
+        key = id(tensor)
+        self._entries[key] = (weakref.ref(tensor, lambda _: self._entries.pop(key, None)), value)

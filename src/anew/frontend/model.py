@@ -91,6 +91,11 @@ def options_of(model: nn.Module) -> Options | None:
     return found[0] if found else None
 
 
+def session_of(model: nn.Module) -> Session:
+    """The session of a model, or what it wraps, that was compiled with :func:`compile`; UserError for any other."""
+    return session_for(_known(model)[0])
+
+
 def statistics(model: nn.Module) -> Statistics:
     """Return what the engine has done since a model, or what it wraps, was compiled with :func:`compile`.
 
@@ -98,11 +103,15 @@ def statistics(model: nn.Module) -> Statistics:
 
     Raises UserError for a model that was not compiled.
     """
+    options, before = _known(model)
+    return replace(session_for(options).statistics().since(before), loss=verdict_of(model))
+
+
+def _known(model: nn.Module) -> tuple[Options, Statistics]:
     found = _record(model)
     if found is None:
         raise UserError("this model was not compiled by anew.compile")
-    options, before = found
-    return replace(session_for(options).statistics().since(before), loss=verdict_of(model))
+    return found
 
 
 def _record(model: nn.Module) -> tuple[Options, Statistics] | None:

@@ -133,7 +133,8 @@ class Region:
 
     def _segment(self, plan: Plan) -> Segment:
         self.session.plans.append(plan)
-        return Segment(plan, self.session.device, self.weights, self.session.counts, self.session.options.scaling)
+        session = self.session
+        return Segment(plan, session.device, self.weights, session.scales, session.counts, session.options.scaling)
 
 
 def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,10 @@ class ScaleState:
 
     def __post_init__(self) -> None:
         self.exponents = self.exponents or [0] * len(self.plan.operands)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the plan, as JSON values; ``ScaleState(plan, **state_dict)`` is this state again."""
+        return {"exponents": list(self.exponents), "cotangent": self.cotangent, "calibrated": self.calibrated}
 
     def fix(self, weights: dict[int, int]) -> None:
         """Take the exponents that weights were uploaded with, and make room for them in the products."""

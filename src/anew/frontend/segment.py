@@ -19,6 +19,7 @@ from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device
 from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
+from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
 from anew.plan import MAXIMA, SCALES, InputPort, Plan
 
@@ -95,15 +96,23 @@ def write(buffer: Tensor, x: Tensor, exponent: int) -> None:
 
 
 class Segment:
-    """A plan, its program on a device, and one scale state for each region instance.
+    """A plan, its program on a device, and a scale state for each region instance.
 
     Call it with the graph's arguments; it returns the graph's results.
     """
 
     def __init__(
-        self, plan: Plan, device: Device, weights: WeightStore, statistics: Statistics, scaling: str = "operands"
+        self,
+        plan: Plan,
+        device: Device,
+        weights: WeightStore,
+        scales: ScaleStore,
+        statistics: Statistics,
+        scaling: str = "operands",
     ) -> None:
         self.plan = plan
+        self.key = program_key(plan)
+        self.scales = scales
         self.scaling = scaling == "operands"
         self.device = device
         self.weights = weights
@@ -111,8 +120,6 @@ class Segment:
         self.program = device.compile(plan.text, plan.weights)
         self.operation = self.program.operation()
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
-        self.states: ByTensor[ScaleState] = ByTensor()
-        self.lone_state = ScaleState(plan.scales)
         self.backward = any(port.kind == "cotangent" for port in plan.inputs)
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
@@ -139,9 +146,7 @@ class Segment:
     def state(self, args: Sequence[Tensor]) -> ScaleState:
         """The scale state of the instance these arguments belong to, known by its first weight if it has any."""
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
-        if first is None:
-            return self.lone_state
-        return self.states.get(args[first], lambda: ScaleState(self.plan.scales))
+        return self.scales.state(None if first is None else args[first], self.key, self.plan)
 
     def _upload(self, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
         """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand."""

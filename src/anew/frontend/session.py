@@ -15,6 +15,7 @@ from anew.device.base import Device
 from anew.frontend.options import Options
 from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
+from anew.frontend.scale_store import ScaleStore
 from anew.frontend.segment import Statistics as Counts
 from anew.plan import Plan
 
@@ -101,6 +102,7 @@ class Session:
         self.options = options
         self.device: Device = options.make_device()
         self.counts = Counts()
+        self.scales = ScaleStore()
         self.plans: list[Plan] = []
         self.regions = 0
         self.warned_of_budget = False

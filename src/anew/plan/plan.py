@@ -7,7 +7,8 @@ port ``SCALES``; the program returns the maxima that the next exponents are chos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 
 #: The input port with one power of two a row, and the output port with one maximum a row.
 SCALES = "anew_scales"
@@ -102,3 +103,9 @@ class Plan:
     scales: ScalePlan
     flops: int
     operations: dict[str, int] = field(default_factory=dict)  # count by MIL operation
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that are the same for equal programs with equal bindings, whatever their names."""
+        bindings = replace(self, name="", weights=b"", operations={})
+        return hashlib.sha256(repr(bindings).encode() + self.weights).hexdigest()[:16]

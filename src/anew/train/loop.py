@@ -17,9 +17,12 @@ from anew.train.display import Display
 from anew.train.memory import peak_memory
 from anew.train.metrics import MetricsFile, Record
 from anew.train.optimizer import learning_rate, make_optimizer
+from anew.train.resume import Saver
 
 # Between regions tensors are fp32 on the host, and regions scale their operands themselves.
 LOSS_SCALE = 1.0
+#: A loss so many times as large as an untrained model's, in so many steps in a row, will not come back by itself.
+EXPLODED, PATIENCE = 2.0, 3
 
 
 @dataclass
@@ -96,7 +99,8 @@ class Loop:
         windows: Windows,
         validation: Sequence[ValidationBatch],
         display: Display,
-        metrics: MetricsFile,
+        saver: Saver | None = None,
+        metrics: MetricsFile | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -104,24 +108,52 @@ class Loop:
         self.validation = validation
         self.display = display
         self.metrics = metrics
+        self.saver = saver
         self.optimizer = make_optimizer(model, config.weight_decay)
         self.history = History()
+        self.rescaled_before = 0
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train to the last step, or until `stop` says so; validate before the first step and after the last.
 
-        Raises AnewError that names the step if loss or gradient becomes non-finite.
+        It goes on from where the history ends. Raises AnewError that names the step and the last good checkpoint if
+        loss or gradient becomes non-finite, or the loss explodes.
         """
         self.model.train()
-        self._report(0, val_loss=self._validate(0))
-        for step in range(self.config.steps):
+        if not self.history.records:
+            self._report(0, val_loss=self._validate(0))
+        for step in range(self.history.steps, self.config.steps):
             if stop():
                 self.history.interrupted = True
+                self._save()
                 return
             try:
                 self._step(step)
+                self._check_loss()
             except AnewError as error:
-                raise AnewError(f"training stopped in step {step + 1}: {error}") from error
+                raise AnewError(f"training stopped in step {step + 1}: {error}; {self._last_good()}") from error
+            done = step + 1
+            due = done == self.config.steps or (self.config.save_every and done % self.config.save_every == 0)
+            if due and not self._too_large(self.history.records[-1]):
+                self._save()
+
+    def _save(self) -> None:
+        if self.saver is not None:
+            self.saver.save(self)
+
+    def _last_good(self) -> str:
+        saved = self.saver.saved if self.saver is not None else None
+        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+
+    def _too_large(self, record: Record) -> bool:
+        """Whether a loss is far above an untrained model's: the first one measured, or that of a uniform guess."""
+        untrained = max(self.history.val_losses[0], math.log(self.config.model["vocab_size"]))
+        return record.train_loss is not None and record.train_loss > EXPLODED * untrained
+
+    def _check_loss(self) -> None:
+        last = self.history.records[-PATIENCE:]
+        if len(last) == PATIENCE and all(map(self._too_large, last)):
+            raise AnewError(f"the loss explodes, {PATIENCE} steps in a row, to {last[-1].train_loss:.3f}: lower --lr")
 
     def _step(self, step: int) -> None:
         config = self.config
@@ -154,11 +186,12 @@ class Loop:
         norm: float | None = None,
         tokens_per_second: float | None = None,
     ) -> None:
-        rescaled = statistics(self.model, self.config).rescaled
+        rescaled = self.rescaled_before + statistics(self.model, self.config).rescaled
         record = Record(
             iteration, train_loss, val_loss, rate, norm, tokens_per_second, LOSS_SCALE, rescaled, peak_memory()
         )
         self.history.records.append(record)
-        self.metrics.write(record)
+        if self.metrics is not None:
+            self.metrics.write(record)
         if train_loss is not None:
             self.display.stepped(record)

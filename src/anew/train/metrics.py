@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from anew.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,30 @@ class Record:
 class MetricsFile:
     """A metrics.jsonl under construction; every record is on disk once written."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, kept: Sequence[Record] = ()) -> None:
+        """Begin a file with the records of `kept` in place of the one at `path`; raises UserError if it cannot."""
+        self._path = path
+        partial = path.with_name(path.name + ".partial")
+        try:
+            self._file = partial.open("w", encoding="utf-8")
+            for record in kept:
+                self.write(record)
+            self.sync()
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
 
     def write(self, record: Record) -> None:
-        """Append a record as one line."""
-        self._file.write(json.dumps(dataclasses.asdict(record)) + "\n")
-        self._file.flush()
+        """Append a record as one line; raises UserError if the disk does not take it."""
+        try:
+            self._file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; free some space") from error
+
+    def sync(self) -> None:
+        """Return once every record is on the disk."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self
@@ -44,3 +65,19 @@ class MetricsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def read_records(path: Path, last: int) -> list[Record]:
+    """Return the records of iterations 0 to `last`; raises UserError if a metrics.jsonl does not have them all."""
+    records: list[Record] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if len(records) > last:
+                    break
+                records.append(Record(**json.loads(line)))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} up to iteration {last}: {error}") from error
+    if [record.iteration for record in records] != list(range(last + 1)):
+        raise UserError(f"{path} does not have iterations 0 to {last}, which the checkpoint comes after")
+    return records

@@ -1,9 +1,11 @@
 """One training run from text to trained model: the order of events, and what is left in the output folder."""
 
 import dataclasses
+import hashlib
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from anew.errors import UserError
+from anew.train.checkpoint import Checkpoint, Checkpoints, step_of
 from anew.train.config import TrainConfig
 from anew.train.data import Windows, read_documents, split, training_part, validation_batches
 from anew.train.device import describe_device, place, statistics
@@ -21,14 +24,16 @@ from anew.train.generate import decode, generate, prompt_from
 from anew.train.interrupt import stop_on_interrupt
 from anew.train.loop import History, Loop
 from anew.train.memory import keep_freed_memory, peak_memory
-from anew.train.metrics import MetricsFile
+from anew.train.metrics import MetricsFile, read_records
 from anew.train.model import build_model, count_parameters, describe_model, save_model
 from anew.train.plot import plot_losses
 from anew.train.record import machine, versions, write_json
+from anew.train.resume import Saver, begin
 from anew.train.tokenizer import encode, load_tokenizer, train_tokenizer
 
 VALIDATION_BATCHES = 8
 SHOWN_SAMPLES = 2
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,35 @@ class Corpus:
     train: np.ndarray
     validation: np.ndarray
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokens: what the run learns from, wherever it lies."""
+        return hashlib.sha256(self.train.tobytes() + b"|" + self.validation.tobytes()).hexdigest()
 
-def run(config: TrainConfig, display: Display, command: Sequence[str]) -> bool:
+
+def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoint: Checkpoint | None = None) -> bool:
     """Train as configured and leave everything in `config.out`; return False if the user interrupted.
 
-    Raises AnewError for bad input and for training that diverges. Whatever happens once training has begun,
-    metrics.jsonl, loss.png and run.json are written.
+    With a `checkpoint` of that folder it goes on from there, and metrics.jsonl after its step is written anew. Raises
+    AnewError for bad input, for training that diverges and for a full disk. Whatever happens once training has begun,
+    metrics.jsonl, loss.png and run.json are written if the disk takes them.
     """
     started = time.perf_counter()
     kept = keep_freed_memory()
     _quiet_transformers()
     _make_folder(config.out)
-    corpus = _load_corpus(config, display)
+    checkpoints = Checkpoints(config.out, config.keep)
+    for path in checkpoints.partial():
+        display.say(f"Ignored    {path}: half-written by a run that was killed, safe to delete")
+    if checkpoint is None:
+        begin(checkpoints)
+    corpus = _load_corpus(config, display, resumed=checkpoint is not None)
+    saver = Saver(checkpoints, config, corpus.digest)
+    records = []
+    if checkpoint is not None:
+        said = saver.check(checkpoint)
+        display.say(said or f"Resuming   {checkpoint.path}")
+        records = read_records(config.out / METRICS, step_of(checkpoint.path))
     model = place(build_model(config.model, corpus.tokenizer, config.seed), config)
     for line in _header(config, corpus, model):
         display.say(line)
@@ -60,25 +82,39 @@ def run(config: TrainConfig, display: Display, command: Sequence[str]) -> bool:
         "config": config.as_json(),
         "parameters": count_parameters(model),
         "tokens": {"train": len(corpus.train), "validation": len(corpus.validation)},
+        "resumed_from": None if checkpoint is None else step_of(checkpoint.path),
         "versions": versions(),
         "machine": {**machine(), "freed_memory_kept": kept},
     }
-    with MetricsFile(config.out / "metrics.jsonl") as metrics:
-        loop = _make_loop(model, config, corpus, display, metrics)
+    loop = _make_loop(model, config, corpus, display, saver)
+    if checkpoint is not None:
+        loop.history.records = records
+        saver.restore(loop, checkpoint)
+    with MetricsFile(config.out / METRICS, records) as metrics:
+        loop.metrics = metrics
         try:
             _train(loop, display)
             save_model(model, corpus.tokenizer, config.out / "model")
             record["status"] = "interrupted" if loop.history.interrupted else "finished"
             if not loop.history.interrupted:
                 record["sample"] = _show_samples(model, corpus, config, display)
-        finally:
-            counters = statistics(model, config)
-            plot_losses(loop.history.records, f"{config.name}: {describe_device(counters)}", _plot(config))
-            record.update(_results(loop.history, counters, time.perf_counter() - started))
-            write_json(config.out / "run.json", record)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                record["status"] = "interrupted"
+            with suppress(OSError):  # a full disk may be what went wrong
+                _leave_record(loop, record, started)
+            raise
+        _leave_record(loop, record, started)
     for line in _summary(config, loop.history, time.perf_counter() - started):
         display.say(line)
     return not loop.history.interrupted
+
+
+def _leave_record(loop: Loop, record: dict[str, Any], started: float) -> None:
+    config, counters = loop.config, statistics(loop.model, loop.config)
+    plot_losses(loop.history.records, f"{config.name}: {describe_device(counters)}", _plot(config))
+    record.update(_results(loop.history, counters, time.perf_counter() - started))
+    write_json(config.out / "run.json", record)
 
 
 def _quiet_transformers() -> None:
@@ -95,23 +131,23 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path} for --out: {error.strerror}") from error
 
 
-def _load_corpus(config: TrainConfig, display: Display) -> Corpus:
+def _load_corpus(config: TrainConfig, display: Display, resumed: bool) -> Corpus:
     documents = read_documents(config.data)
     vocab_size = config.model["vocab_size"]
-    if config.tokenizer is None:
-        display.say(f"Training a tokenizer of up to {vocab_size} pieces")
-        path = config.out / "tokenizer.json"
-        tokenizer = train_tokenizer(training_part(documents), vocab_size, path)
+    own = config.out / "tokenizer.json"
+    if config.tokenizer is not None or resumed:
+        tokenizer = load_tokenizer(config.tokenizer or own)
     else:
-        tokenizer = load_tokenizer(config.tokenizer)
+        display.say(f"Training a tokenizer of up to {vocab_size} pieces")
+        tokenizer = train_tokenizer(training_part(documents), vocab_size, own)
     tokens = encode(tokenizer, documents, vocab_size)
     return Corpus(tokenizer, *split(tokens, config.seq_len))
 
 
-def _make_loop(model: nn.Module, config: TrainConfig, corpus: Corpus, display: Display, metrics: MetricsFile) -> Loop:
+def _make_loop(model: nn.Module, config: TrainConfig, corpus: Corpus, display: Display, saver: Saver) -> Loop:
     windows = Windows(corpus.train, config.seq_len, config.seed)
     held_out = validation_batches(corpus.validation, config.seq_len, config.batch_size, VALIDATION_BATCHES)
-    return Loop(model, config, windows, held_out, display, metrics)
+    return Loop(model, config, windows, held_out, display, saver)
 
 
 def _train(loop: Loop, display: Display) -> None:

@@ -25,7 +25,10 @@ def load_tokenizer(path: Path) -> Any:
     try:
         if path.is_dir():
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        if END_OF_TEXT in tokenizer.get_vocab():  # the file itself does not say what ends a text
+            tokenizer.eos_token = END_OF_TEXT
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exception
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot read a tokenizer from {path}: {reason}") from error
@@ -54,7 +57,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, path: Path) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(path))
+    partial = path.with_name(f".{path.name}.partial")
+    tokenizer.save(str(partial))
+    partial.replace(path)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
 
 

@@ -101,8 +101,20 @@ def attach(model: nn.Module, session: Session) -> None:
 
 def verdict_of(model: nn.Module) -> LossVerdict | None:
     """Whether a compiled model's loss comes from the loss region; None if it has no loss of its own."""
+    loss = _loss_of(model)
+    return loss.verdict if loss else None
+
+
+def set_verdict(model: nn.Module, verdict: LossVerdict) -> None:
+    """Take over what a check found in another process; nothing happens for a model without a loss of its own."""
+    loss = _loss_of(model)
+    if loss:
+        loss.verdict = verdict if verdict.used is not None else PENDING  # which is known by identity
+
+
+def _loss_of(model: nn.Module) -> CausalLoss | None:
     loss = getattr(_causal_lm(model), "loss_function", None)
-    return loss.verdict if isinstance(loss, CausalLoss) else None
+    return loss if isinstance(loss, CausalLoss) else None
 
 
 def _causal_lm(model: nn.Module) -> Any:

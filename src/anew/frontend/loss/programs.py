@@ -91,7 +91,7 @@ def compile_function(
     plan = compile_graph(module, name, session.device.chip, kinds, {})
     session.plans.append(plan)
     session.graphs.append(CompiledGraph.of(module, name, set()))
-    segment = Segment(plan, session.device, weights, session.counts, session.options.scaling)
+    segment = Segment(plan, session.device, weights, session.scales, session.counts, session.options.scaling)
     return GraphCall(name, segment, session)
 
 

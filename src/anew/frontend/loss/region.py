@@ -147,7 +147,9 @@ class LossRegion:
         known = self.views.get(weight, dict)
         if weight.data_ptr() not in known:
             known.clear()
-            known[weight.data_ptr()] = [weight.detach()[tile.span] for tile in tiling.tiles]
+            views = known[weight.data_ptr()] = [weight.detach()[tile.span] for tile in tiling.tiles]
+            for tile, view in zip(tiling.tiles, views, strict=True):
+                self.session.scales.name_part(view, weight, f"from row {tile.start}")
         return known[weight.data_ptr()]
 
     def _program(self, tiling: Tiling, head: Head, *, hidden: bool, width: int) -> GraphCall:

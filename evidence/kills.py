@@ -1,0 +1,118 @@
+"""A run killed again and again at random moments and resumed each time, beside one that nobody disturbs."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from anew.errors import UserError
+from anew.train.checkpoint import Checkpoints, open_checkpoint
+from evidence import record
+
+KILLS, STEPS = 20, 600
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 288,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "attention_dropout": 0.1,
+}
+#: Fields of a metrics record that tell of the machine, not of the training.
+TIMED = {"tokens_per_second", "peak_memory"}
+ANEW = [sys.executable, "-c", "import sys; from anew.cli.main import main; sys.exit(main())"]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run without what a clock or the machine decides."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def command(folder: Path, name: str, device: str, steps: int) -> list[str]:
+    """The command that starts a run; its inputs are written to the folder."""
+    (folder / "small.json").write_text(json.dumps(MODEL))
+    (folder / "text.txt").write_text((record.ROOT / "data" / "austen.txt").read_text()[:40_000])
+    paths = ["--preset", f"{folder}/small.json", "--data", f"{folder}/text.txt", "--out", f"{folder}/{name}"]
+    words = f"--seq-len 32 --batch-size 2 --steps {steps} --val-every 10 --save-every 3 --lr 0.003 --device {device}"
+    return [*ANEW, "train", *paths, *words.split()]
+
+
+def resumed(run: Path, start: list[str]) -> list[str]:
+    """The command that goes on with a run, or starts it if no checkpoint was written yet."""
+    return [*ANEW, "train", "--resume", str(run)] if Checkpoints(run).latest() else start
+
+
+def kill_at_random(words: list[str], run: Path, moments: random.Random) -> bool:
+    """Run a command and kill it: one time in five while it starts, else once it trains; False if it finished first."""
+    size = _size(run)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while moments.random() > 0.2 and process.poll() is None and _size(run) == size:
+        time.sleep(0.01)
+    time.sleep(moments.random() * 0.7)
+    process.kill()
+    _, error = process.communicate()
+    if process.returncode > 0:
+        raise RuntimeError(f"{words}: {error.decode()}")
+    return process.returncode != 0
+
+
+def _size(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def broken(run: Path) -> list[str]:
+    """What is wrong with the checkpoints of a run, `latest` among them."""
+    found = []
+    try:
+        Checkpoints(run).latest()
+        for path in Checkpoints(run).all():
+            open_checkpoint(path)
+    except UserError as error:
+        found.append(str(error))
+    return found
+
+
+def survive(folder: Path, kills: int, steps: int, device: str, seed: int = 0) -> dict[str, Any]:
+    """Kill and resume a run; returns how often and where it was killed, what broke, and whether metrics are equal."""
+    subprocess.run(command(folder, "whole", device, steps), stdout=subprocess.DEVNULL, check=True)
+    start = command(folder, "killed", device, steps)
+    run, moments, at, wrong = folder / "killed", random.Random(seed), [], []
+    partial = 0
+    while len(at) < kills and kill_at_random(resumed(run, start), run, moments):
+        latest = Checkpoints(run).latest()
+        at.append(int(latest.name.split("-")[1]) if latest else 0)
+        partial += len(Checkpoints(run).partial())
+        wrong += broken(run)
+    subprocess.run(resumed(run, start), stdout=subprocess.DEVNULL, check=True)
+    whole, killed = metrics(folder / "whole"), metrics(run)
+    return {
+        "kills": len(at),
+        "checkpoint_at_kill": at,
+        "partial_folders_left": partial,
+        "broken_files": wrong,
+        "steps": steps,
+        "records": len(killed),
+        "records_that_differ": sum(a != b for a, b in zip(whole, killed, strict=True)),
+        "device": device,
+    }
+
+
+def main() -> None:
+    """Kill a run on the emulated engine 20 times and write the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = survive(Path(folder), KILLS, STEPS, "emulator")
+    if figures["kills"] < KILLS or figures["broken_files"] or figures["records_that_differ"]:
+        raise SystemExit(f"a killed run did not survive: {figures}")
+    record.write("kills", figures)

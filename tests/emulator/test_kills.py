@@ -1,0 +1,13 @@
+"""A run that is killed at random moments goes on as if nothing had happened; `python -m evidence kills` does 20."""
+
+from pathlib import Path
+
+from evidence.kills import survive
+
+
+def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    found = survive(tmp_path, kills=3, steps=400, device="cpu", seed=1)
+    assert found["kills"] == 3
+    assert found["broken_files"] == []
+    assert found["records"] == 401
+    assert found["records_that_differ"] == 0
