@@ -15,6 +15,7 @@ MEASUREMENTS = (
     "architectures",
     "arithmetic",
     "bare_loop",
+    "parity",
     "exact_matmul",
     "step_time",
     "host_overhead",
