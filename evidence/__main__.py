@@ -10,6 +10,7 @@ import time
 MEASUREMENTS = (
     "corpus",
     "silicon",
+    "projection",
     "functions",
     "gradients",
     "architectures",
