@@ -11,6 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed  ## train a small Llama on Jane Austen, on the emulated engine, and show the result
+	rm -rf runs/demo  # an earlier demo, whole or interrupted
 	$(BIN)/anew train --preset tiny --data data/austen.txt --out runs/demo
 
 test: lint types unit  ## everything CI runs
