@@ -21,6 +21,7 @@ MEASUREMENTS = (
     "stories110m",
     "kills",
     "soak",
+    "memory",
     "demo",
     "quotes",
 )
