@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from anew.errors import UserError
-from anew.train.checkpoint import Checkpoints, open_checkpoint
+from anew.train.checkpoint import Checkpoints, open_checkpoint, step_of
 from evidence import record
 
-KILLS, STEPS = 20, 600
+KILLS, STEPS, SAVE_EVERY = 20, 600, 3
 MODEL = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -44,8 +44,8 @@ def command(folder: Path, name: str, device: str, steps: int) -> list[str]:
     (folder / "small.json").write_text(json.dumps(MODEL))
     (folder / "text.txt").write_text((record.ROOT / "data" / "austen.txt").read_text()[:40_000])
     paths = ["--preset", f"{folder}/small.json", "--data", f"{folder}/text.txt", "--out", f"{folder}/{name}"]
-    words = f"--seq-len 32 --batch-size 2 --steps {steps} --val-every 10 --save-every 3 --lr 0.003 --device {device}"
-    return [*ANEW, "train", *paths, *words.split()]
+    words = f"--seq-len 32 --batch-size 2 --steps {steps} --val-every 10 --save-every {SAVE_EVERY} --lr 0.003"
+    return [*ANEW, "train", *paths, *words.split(), "--device", device]
 
 
 def resumed(run: Path, start: list[str]) -> list[str]:
@@ -53,13 +53,20 @@ def resumed(run: Path, start: list[str]) -> list[str]:
     return [*ANEW, "train", "--resume", str(run)] if Checkpoints(run).latest() else start
 
 
-def kill_at_random(words: list[str], run: Path, moments: random.Random) -> bool:
-    """Run a command and kill it: one time in five while it starts, else once it trains; False if it finished first."""
-    size = _size(run)
+def kill_at_random(words: list[str], run: Path, moments: random.Random, most: int) -> bool:
+    """Run a command and kill it, one time in five while it starts, else after up to `most` saves; False if it ended.
+
+    The last wait is shorter than a few steps, so that the kill may come in a step, in a save or between.
+    """
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while moments.random() > 0.2 and process.poll() is None and _size(run) == size:
-        time.sleep(0.01)
-    time.sleep(moments.random() * 0.7)
+    if moments.random() < 0.2:
+        time.sleep(moments.uniform(0, 4))
+    else:
+        for _ in range(moments.randint(1, most)):
+            saved = _latest(run)
+            while process.poll() is None and _latest(run) == saved:
+                time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))
     process.kill()
     _, error = process.communicate()
     if process.returncode > 0:
@@ -67,9 +74,10 @@ def kill_at_random(words: list[str], run: Path, moments: random.Random) -> bool:
     return process.returncode != 0
 
 
-def _size(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.stat().st_size if path.exists() else 0
+def _latest(run: Path) -> int:
+    """The step of a run's latest checkpoint; 0 before there is one."""
+    latest = Checkpoints(run).latest()
+    return step_of(latest) if latest else 0
 
 
 def broken(run: Path) -> list[str]:
@@ -89,18 +97,17 @@ def survive(folder: Path, kills: int, steps: int, device: str, seed: int = 0) ->
     subprocess.run(command(folder, "whole", device, steps), stdout=subprocess.DEVNULL, check=True)
     start = command(folder, "killed", device, steps)
     run, moments, at, wrong = folder / "killed", random.Random(seed), [], []
-    partial = 0
-    while len(at) < kills and kill_at_random(resumed(run, start), run, moments):
-        latest = Checkpoints(run).latest()
-        at.append(int(latest.name.split("-")[1]) if latest else 0)
-        partial += len(Checkpoints(run).partial())
+    partial, most = 0, steps // (SAVE_EVERY * kills) - 4
+    while len(at) < kills and kill_at_random(resumed(run, start), run, moments, most):
+        at.append(_latest(run))
+        partial += bool(Checkpoints(run).partial())
         wrong += broken(run)
     subprocess.run(resumed(run, start), stdout=subprocess.DEVNULL, check=True)
     whole, killed = metrics(folder / "whole"), metrics(run)
     return {
         "kills": len(at),
         "checkpoint_at_kill": at,
-        "partial_folders_left": partial,
+        "kills_that_left_partial_folders": partial,
         "broken_files": wrong,
         "steps": steps,
         "records": len(killed),
@@ -113,6 +120,8 @@ def main() -> None:
     """Kill a run on the emulated engine 20 times and write the record."""
     with tempfile.TemporaryDirectory() as folder:
         figures = survive(Path(folder), KILLS, STEPS, "emulator")
+    if len(set(figures["checkpoint_at_kill"])) < KILLS // 2:
+        raise SystemExit(f"too few kills came after a new checkpoint: {figures}")
     if figures["kills"] < KILLS or figures["broken_files"] or figures["records_that_differ"]:
         raise SystemExit(f"a killed run did not survive: {figures}")
     record.write("kills", figures)

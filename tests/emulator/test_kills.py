@@ -6,8 +6,9 @@ from evidence.kills import survive
 
 
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    found = survive(tmp_path, kills=3, steps=400, device="cpu", seed=1)
+    found = survive(tmp_path, kills=3, steps=120, device="cpu", seed=1)
     assert found["kills"] == 3
+    assert len(set(found["checkpoint_at_kill"]) - {0}) > 1  # some came after a new checkpoint
     assert found["broken_files"] == []
-    assert found["records"] == 401
+    assert found["records"] == 121
     assert found["records_that_differ"] == 0

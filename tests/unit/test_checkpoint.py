@@ -62,6 +62,7 @@ def test_what_a_kill_left_behind_is_listed_and_written_over(tmp_path: Path) -> N
     assert checkpoints.partial() == [stale]
     assert checkpoints.all() == [tmp_path / "checkpoint-1"]
     assert checkpoints.latest() == tmp_path / "checkpoint-1"
+    (tmp_path / "checkpoint-0.removed.partial").mkdir()
     open_checkpoint(save(tmp_path, 2))
     assert checkpoints.partial() == []
 

@@ -70,6 +70,12 @@ def _add_device(group: Any) -> None:
         choices=("exact", "fast"),
         help="exact: the engine's arithmetic bit for bit; fast: without its finest rounding (default: fast)",
     )
+    group.add_argument(
+        "--allow-swap",
+        action="store_true",
+        default=None,
+        help="start even if the run is estimated to need more memory than is available",
+    )
 
 
 def _add_saving(group: Any) -> None:

@@ -129,7 +129,7 @@ class Checkpoints:
         return sorted((p for p in self.folder.glob("checkpoint-*") if _NAME.fullmatch(p.name)), key=step_of)
 
     def partial(self) -> list[Path]:
-        """Return what killed saves left behind; nothing ever reads it."""
+        """Return what killed saves left behind: nothing ever reads it, and the next save removes it."""
         return sorted(self.folder.glob(f"checkpoint-*{PARTIAL}"))
 
     def save(self, step: int, tensors: Tensors, documents: Documents) -> Path:
@@ -144,6 +144,8 @@ class Checkpoints:
             self._point_to(path)
             for old in [p for p in self.all() if step_of(p) <= step][: -self.keep]:
                 _remove(old)
+            for stale in self.partial():
+                shutil.rmtree(stale)
         except (OSError, SafetensorError) as error:
             raise UserError(self._cannot_save(path, error)) from error
         return path

@@ -37,6 +37,7 @@ class TrainConfig:
     numerics: str = "fast"
     save_every: int = 100
     keep: int = 2
+    allow_swap: bool = False
 
     @property
     def tokens_per_step(self) -> int:
@@ -59,7 +60,7 @@ class TrainConfig:
 
 
 #: Settings that a run may change when it goes on: none of them decides what it computes. Data is known by its tokens.
-FREE = ("data", "save_every", "keep")
+FREE = ("data", "save_every", "keep", "allow_swap")
 
 
 def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:

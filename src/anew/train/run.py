@@ -20,6 +20,7 @@ from anew.train.config import TrainConfig
 from anew.train.data import Windows, read_documents, split, training_part, validation_batches
 from anew.train.device import describe_device, place, statistics
 from anew.train.display import Display
+from anew.train.estimate import check_memory
 from anew.train.generate import decode, generate, prompt_from
 from anew.train.interrupt import stop_on_interrupt
 from anew.train.loop import History, Loop
@@ -63,9 +64,10 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
     _make_folder(config.out)
     checkpoints = Checkpoints(config.out, config.keep)
     for path in checkpoints.partial():
-        display.say(f"Ignored    {path}: half-written by a run that was killed, safe to delete")
+        display.say(f"Ignored    {path}: half-written by a run that was killed; the next save removes it")
     if checkpoint is None:
         begin(checkpoints)
+    needed = check_memory(config)
     corpus = _load_corpus(config, display, resumed=checkpoint is not None)
     saver = Saver(checkpoints, config, corpus.digest)
     records = []
@@ -83,6 +85,7 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
         "parameters": count_parameters(model),
         "tokens": {"train": len(corpus.train), "validation": len(corpus.validation)},
         "resumed_from": None if checkpoint is None else step_of(checkpoint.path),
+        "estimated_memory": None if needed is None else needed / 1e9,
         "versions": versions(),
         "machine": {**machine(), "freed_memory_kept": kept},
     }
