@@ -31,6 +31,7 @@ def compile(
     scaling: str = "operands",
     loss: str = "auto",
     recheck: int = 0,
+    worker: bool = False,
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
@@ -58,6 +59,7 @@ def compile(
         loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
 
         recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
+        worker: let a process of its own drive the device: one that aborts or hangs is replaced and the call repeated.
 
     Raises UserError on an unknown option, a device that is not available, a model without repeated layers, parameters
     that are not float32, or attention that transformers hands to kernels of other devices.
@@ -70,6 +72,7 @@ def compile(
         scaling=scaling,
         loss=loss,
         recheck=recheck,
+        worker=worker,
     )
     session = session_for(options)
     before = session.statistics()
