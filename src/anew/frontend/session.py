@@ -98,9 +98,10 @@ class CompiledGraph:
 class Session:
     """Shared by every region compiled with the same options."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, device: Device | None = None) -> None:
+        """``device`` is the one that the options name, unless a device is given."""
         self.options = options
-        self.device: Device = options.make_device()
+        self.device = device or options.make_device()
         self.counts = Counts()
         self.scales = ScaleStore()
         self.plans: list[Plan] = []
