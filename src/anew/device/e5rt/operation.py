@@ -1,0 +1,146 @@
+"""One instance of a program on Espresso: an operation on a stream of its own, with named ports."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from anew.device.base import DeviceError, Operation, Port
+from anew.device.e5rt.buffers import BufferObject
+from anew.device.e5rt.functions import Espresso
+from anew.device.framework import FrameworkError, FrameworkWarning
+
+if TYPE_CHECKING:
+    from anew.device.e5rt.engine import E5rtProgram
+
+RETAIN_INPUT = "execution_stream_operation_retain_input_port"
+RETAIN_OUTPUT = "execution_stream_operation_retain_output_port"
+
+
+class Instance:
+    """The library's objects of one operation: options, operation, ports and stream; closed in the reverse order."""
+
+    def __init__(self, espresso: Espresso, function: int, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
+        self.espresso = espresso
+        self.encoded = False
+        self.bound: dict[str, BufferObject] = {}
+        with ExitStack() as stack:
+            self.operation = make_operation(espresso, stack, function)
+            kinds = [(RETAIN_INPUT, inputs), (RETAIN_OUTPUT, outputs)]
+            self.ports = {
+                port.name: espresso.make(stack, retain, self.operation, port.name.encode())
+                for retain, ports in kinds
+                for port in ports
+            }
+            self.stream = espresso.make(stack, "execution_stream_create")
+            self._stack = stack.pop_all()
+
+    def bind(self, objects: Mapping[str, BufferObject]) -> None:
+        """Bind the buffers that are other ones than before. An encoded operation is taken out of its stream first."""
+        changed = [(name, o) for name, o in objects.items() if self.bound.get(name) is not o]
+        if changed and self.encoded:
+            self.espresso.call("execution_stream_reset", self.stream)
+            self.espresso.call("execution_stream_operation_prepare_op_for_encode", self.operation)
+            self.encoded = False
+        for name, o in changed:
+            self.espresso.call("io_port_bind_buffer_object", self.ports[name], o.handle)
+            self.bound[name] = o
+
+    def execute(self) -> None:
+        """Run once over what is bound; an operation is encoded into its stream once, not at every run."""
+        if not self.encoded:
+            self.espresso.call("execution_stream_encode_operation", self.stream, self.operation)
+            self.encoded = True
+        self.espresso.call("execution_stream_execute_sync", self.stream)
+
+    def close(self) -> None:
+        """Release everything; does nothing the second time."""
+        self._stack.close()
+        self.bound.clear()
+
+
+class E5rtOperation(Operation):
+    """Runs a program over buffers that are bound by name. After a failure it is made anew for its next run.
+
+    Two ports that are given one buffer share it: state that a program reads and writes stays in place.
+    """
+
+    program: E5rtProgram
+
+    def __init__(self, program: E5rtProgram) -> None:
+        super().__init__(program)
+        self.engine = program.device
+        self._instance: Instance | None = program.make_instance()
+        self._copies: dict[str, Tensor] = {}
+
+    def _execute(self) -> None:
+        objects = {name: self._object(name, buffer) for name, buffer in self.bindings.items()}
+        try:
+            self._bind(objects).execute()
+        except FrameworkError:
+            self._drop_instance()
+            raise
+
+    def _bind(self, objects: Mapping[str, BufferObject]) -> Instance:
+        instance = self._instance = self._instance or self.program.make_instance()
+        if instance.encoded and instance.bound != objects:
+            try:
+                if self.engine.rebinds:
+                    instance.bind(objects)
+                    return instance
+            except FrameworkError as error:
+                self.engine.rebinds = False
+                warnings.warn(
+                    f"{error}; from now on operations are made anew when their buffers change, which is slower",
+                    FrameworkWarning,
+                    stacklevel=2,
+                )
+            self._drop_instance()
+            instance = self._instance = self.program.make_instance()
+        instance.bind(objects)
+        return instance
+
+    def _drop_instance(self) -> None:
+        if self._instance is not None:
+            self.program.drop_instance(self._instance)
+            self._instance = None
+
+    def _object(self, name: str, buffer: Tensor) -> BufferObject:
+        """The buffer object of a tensor; an input in other memory is copied into a buffer of the operation's own."""
+        objects = self.engine.buffers.objects
+        found = objects.get(buffer.data_ptr())
+        if found is not None:
+            return found
+        if name in self.program.output_names:
+            raise DeviceError("bind", f"output port '{name}' is bound to memory of others; lease it from the device")
+        if name not in self._copies:
+            self._copies[name] = self.engine.buffers.lease(tuple(buffer.shape), buffer.dtype)
+        return objects[self._copies[name].copy_(buffer).data_ptr()]
+
+
+def make_operation(espresso: Espresso, stack: ExitStack, function: int) -> int:
+    """Make an operation of a function, which loads the program; ``stack`` releases it. Returns its handle."""
+    options = espresso.make(stack, "precompiled_compute_op_create_options_create_with_program_function", function)
+    espresso.call("precompiled_compute_op_create_options_set_operation_name", options, b"main")
+    espresso.call("precompiled_compute_op_create_options_set_allocate_intermediate_buffers", options, 1)
+    return espresso.make(stack, "execution_stream_operation_create_precompiled_compute_operation_with_options", options)
+
+
+def strides(espresso: Espresso, port: int, itemsize: int) -> tuple[int, ...]:
+    """The strides of a port in bytes. The last axis is dense, which tells the unit that the library counts in."""
+    with ExitStack() as stack:
+        descriptor = espresso.make(stack, "io_port_retain_tensor_desc", port)
+        rank, found = ctypes.c_uint64(), ctypes.POINTER(ctypes.c_int64)()
+        espresso.call("tensor_desc_get_strides", descriptor, ctypes.byref(rank), ctypes.byref(found))
+        counted = found[: rank.value]
+    if not counted or counted[-1] not in (1, itemsize):
+        raise DeviceError(
+            "load", f"a port's last axis has a stride of {counted}; elements of {itemsize} bytes expected"
+        )
+    unit = itemsize if counted[-1] == 1 else 1
+    return tuple(unit * stride for stride in counted)

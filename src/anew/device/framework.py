@@ -1,0 +1,29 @@
+"""What goes wrong inside a private framework, as a typed error: the call, its domain and code, what is known of it."""
+
+from __future__ import annotations
+
+from anew.device.base import DeviceError
+
+
+class FrameworkError(DeviceError):
+    """A call into a private framework failed.
+
+    Attributes:
+        stage: ``compile``, ``load``, ``bind`` or ``execute``.
+        call: the C function or the method that failed.
+        domain: whose code it is, such as ``e5rt`` or the domain of an NSError.
+        code: the number it gave.
+        known: what is known of the code, with its source; empty when nothing is.
+    """
+
+    def __init__(self, stage: str, call: str, domain: str, code: int, said: str = "", known: str = "") -> None:
+        parts = [f"{call} failed with {domain} code {code}", f'"{said}"' if said else "", known]
+        super().__init__(stage, "; ".join(part for part in parts if part))
+        self.call = call
+        self.domain = domain
+        self.code = code
+        self.known = known
+
+
+class FrameworkWarning(UserWarning):
+    """A private framework did less than asked; what was lost is named."""

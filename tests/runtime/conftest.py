@@ -1,0 +1,56 @@
+"""Fixtures: the fakes of the private frameworks, checked for leaks and violations after each test."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from anew.chips import load_chip
+from anew.device.e5rt.engine import E5rtEngine
+from anew.device.e5rt.functions import Espresso
+from tests.runtime.espresso import FakeEspresso, build, compiler
+
+
+@pytest.fixture(scope="session")
+def espresso_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of the fake library, one file for each set of macros."""
+    if compiler() is None:
+        pytest.skip("the fakes are C: there is no compiler `cc` here")
+    folder = tmp_path_factory.mktemp("espresso")
+    return functools.cache(lambda *defines: build(folder, *defines))
+
+
+@pytest.fixture
+def make_fake(
+    request: pytest.FixtureRequest, espresso_library: Callable[..., Path]
+) -> Iterator[Callable[..., FakeEspresso]]:
+    """A maker of fakes; the test fails when one of them has met a violation or has objects left."""
+    made: list[FakeEspresso] = []
+
+    def make(*defines: str, numerics: str = "fast", **switches: int) -> FakeEspresso:
+        made.append(FakeEspresso(espresso_library(*defines), load_chip("m4"), numerics, switches))
+        return made[-1]
+
+    yield make
+    request.node.funcargs.clear()  # what the test was given must not count as leaked
+    gc.collect()
+    gc.collect()
+    for fake in made:
+        assert fake.violations == []
+        assert fake.alive == {}
+
+
+@pytest.fixture
+def fake(make_fake: Callable[..., FakeEspresso]) -> FakeEspresso:
+    """The fake with every disputed fact as by default."""
+    return make_fake()
+
+
+@pytest.fixture
+def open_engine() -> Callable[[FakeEspresso], E5rtEngine]:
+    """Open the e5rt route on a fake."""
+    return lambda fake: E5rtEngine(fake.chip, espresso=Espresso(str(fake.path)))

@@ -1,0 +1,45 @@
+"""A call that fails, at every position of a run in turn, and what a failed operation does at its next run."""
+
+import pytest
+import torch
+
+from anew.device.framework import FrameworkError
+from anew.mil import Builder, print_program
+from tests.runtime.faults import SHAPE, outcomes
+
+
+def test_every_call_fails_once(make_fake):
+    found = outcomes(make_fake)
+    assert found.keys() == {
+        "raised, stage compile",
+        "raised, stage load",
+        "raised, stage bind",
+        "raised, stage execute",
+        "went on, with a warning",
+    }
+
+
+def test_a_run_that_failed_may_be_repeated(fake, open_engine):
+    engine = open_engine(fake)
+    b = Builder()
+    program = engine.compile(*print_program(b.program([b.op("exp", "y", x=b.input("x", SHAPE))])))
+    operation, out = program.operation(), engine.buffers.lease(SHAPE)
+    operation.bind({"x": engine.buffers.lease(SHAPE).zero_(), "y": out})
+    operation.execute()
+    fake.fail_at(fake.library.fake_calls_made() + 1)
+    with pytest.raises(FrameworkError, match="execute: e5rt_execution_stream_execute_sync failed with e5rt code 77"):
+        operation.execute()
+    out.zero_()
+    operation.execute()
+    assert out.unique().tolist() == torch.ones(1).tolist()
+
+
+def test_a_compile_budget_of_the_process_is_an_error_of_its_own(make_fake, open_engine):
+    engine = open_engine(make_fake(compiles=3))
+    b = Builder()
+    text = print_program(b.program([b.op("exp", "y", x=b.input("x", SHAPE))]))
+    programs = [engine.compile(*text) for _ in range(2)]
+    with pytest.raises(FrameworkError, match=r"e5rt_e5_compiler_compile failed .*the compile budget") as raised:
+        engine.compile(*text)
+    assert raised.value.stage == "compile"
+    assert engine.statistics.programs == len(programs)
