@@ -1,4 +1,4 @@
-"""Probes of the facts on which sources disagree: one small program for each switch, and which side this device takes."""
+"""Probes of the facts on which sources disagree: a small program for each switch tells which side this device takes."""
 
 from __future__ import annotations
 

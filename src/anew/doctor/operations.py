@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from anew.mil import Builder, MilError, Value
 #: A calibrated operation may err by this multiple of the emulator's error, and half a rounding of fp16 besides.
 SLACK, ROUNDING = 1.5, 2**-12
 SHAPE = (1, 16, 4, 64)
+RESULT = "result"
 
 #: Functions of one tensor: what they mean, and whether they want positive numbers.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
@@ -80,34 +82,29 @@ POOL = {
 
 def operations(device: Device) -> Iterator[Finding]:
     """Every operation that anew's compiler emits, one program each."""
-    for kind, (function, positive) in FUNCTIONS.items():
-        x = numbers(0, *SHAPE)
-        x = (x.abs() + 0.5).half().double() if positive else x
-        yield _one(device, kind, lambda b, v, kind=kind: b.op(kind, "y", x=v["x"]), {"x": x}, function(x))
     x, y = numbers(1, *SHAPE), (numbers(2, *SHAPE).abs() + 0.25).half().double()
+    for kind, (function, positive) in FUNCTIONS.items():
+        operand = y if positive else x
+        yield _one(device, kind, {"x": operand}, function(operand))
     for kind, pair in PAIRS.items():
-        graph = lambda b, v, kind=kind: b.op(kind, "y", x=v["x"], y=v["w"])  # noqa: E731
-        yield _one(device, kind, graph, {"x": x, "w": y}, pair(x, y))
+        yield _one(device, kind, {"x": x, "y": y}, pair(x, y))
     for kind, reduction in REDUCTIONS.items():
-        graph = lambda b, v, kind=kind: b.op(kind, "y", x=v["x"], axes=[-1], keep_dims=True)  # noqa: E731
-        yield _one(device, kind, graph, {"x": y}, reduction(y))
+        yield _one(device, kind, {"x": y}, reduction(y), axes=[-1], keep_dims=True)
     for kind, (parameters, move) in MOVES.items():
-        graph = lambda b, v, kind=kind, p=parameters: b.op(kind, "y", x=v["x"], **p)  # noqa: E731
-        yield _one(device, kind, graph, {"x": x}, move(x))
-    yield from _composed(device, x, y)
+        yield _one(device, kind, {"x": x}, move(x), **parameters)
+    yield _one(device, "softmax", {"x": x}, x.softmax(-1), axis=-1)
+    yield _one(device, "max_pool", {"x": x}, F.max_pool2d(x, 2), **POOL)
+    yield _program(device, "concat", _concat, {"x": x, "y": y}, torch.cat([x, y], 1))
+    yield _program(device, "select", _select, {"x": x, "y": y}, torch.where(x > 0, x, y))
     yield from _products(device)
 
 
-def _composed(device: Device, x: Tensor, y: Tensor) -> Iterator[Finding]:
-    both = {"x": x, "w": y}
-    join = lambda b, v: b.op("concat", "y", values=[v["x"], v["w"]], axis=1, interleave=False)  # noqa: E731
-    yield _one(device, "concat", join, both, torch.cat([x, y], 1))
-    choose = lambda b, v: b.op("select", "y", cond=b.op("greater", x=v["x"], y=0.0), a=v["x"], b=v["w"])  # noqa: E731
-    yield _one(device, "select", choose, both, torch.where(x > 0, x, y))
-    soft = lambda b, v: b.op("softmax", "y", x=v["x"], axis=-1)  # noqa: E731
-    yield _one(device, "softmax", soft, {"x": x}, x.softmax(-1))
-    pool = lambda b, v: b.op("max_pool", "y", x=v["x"], **POOL)  # noqa: E731
-    yield _one(device, "max_pool", pool, {"x": x}, F.max_pool2d(x, 2))
+def _concat(b: Builder, v: Mapping[str, Value]) -> Value:
+    return b.op("concat", RESULT, values=[v["x"], v["y"]], axis=1, interleave=False)
+
+
+def _select(b: Builder, v: Mapping[str, Value]) -> Value:
+    return b.op("select", RESULT, cond=b.op("greater", x=v["x"], y=0.0), a=v["x"], b=v["y"])
 
 
 def _products(device: Device) -> Iterator[Finding]:
@@ -116,22 +113,35 @@ def _products(device: Device) -> Iterator[Finding]:
         for right in (False, True):
             x = numbers(3, 1, 2, *((96, 32) if left else (32, 96)))
             y = numbers(4, 1, 2, *((48, 96) if right else (96, 48)), scale=96**-0.5)
-            flags = {"transpose_x": left, "transpose_y": right}
-            graph = lambda b, v, f=flags: b.op("matmul", "y", x=v["x"], y=v["w"], **f)  # noqa: E731
             name = "matmul " + ("x" + "ᵀ" * left + " y" + "ᵀ" * right)
             wanted = (x.mT if left else x) @ (y.mT if right else y)
-            yield _one(device, name, graph, {"x": x, "w": y}, wanted)
+            yield _one(device, name, {"x": x, "y": y}, wanted, transpose_x=left, transpose_y=right)
     for side, name in ((1, "conv 1x1"), (3, "conv 3x3")):
         x, w = numbers(5, 1, 32, 16, 16), numbers(6, 32, 32, side, side, scale=(32 * side * side) ** -0.5)
         form = CONV | {"pad": [side // 2] * 4}
         wanted = F.conv2d(x, w, padding=side // 2)
-        baked = lambda b, v, w=w, f=form: b.op("conv", "y", x=v["x"], weight=b.array(w.numpy(), "w"), **f)  # noqa: E731
-        yield _one(device, name, baked, {"x": x}, wanted)
-        given = lambda b, v, f=form: b.op("conv", "y", x=v["x"], weight=v["w"], **f)  # noqa: E731
-        yield _one(device, f"{name}, weight at run time", given, {"x": x, "w": w}, wanted)
+        yield _program(device, name, functools.partial(_baked, w, form), {"x": x}, wanted)
+        yield _one(device, f"{name}, weight at run time", {"x": x, "weight": w}, wanted, **form)
 
 
-def _one(
+def _baked(weight: Tensor, form: Mapping[str, Any], b: Builder, v: Mapping[str, Value]) -> Value:
+    return b.op("conv", RESULT, x=v["x"], weight=b.array(weight.numpy(), "w"), **form)
+
+
+def _one(device: Device, name: str, inputs: Mapping[str, Tensor], wanted: Tensor, **parameters: Any) -> Finding:
+    """A program of one operation, named by the first word, whose operands are the inputs."""
+
+    def graph(b: Builder, values: Mapping[str, Value]) -> Value:
+        return b.op(_kind(name), RESULT, **values, **parameters)
+
+    return _program(device, name, graph, inputs, wanted)
+
+
+def _kind(name: str) -> str:
+    return name.split()[0]
+
+
+def _program(
     device: Device,
     name: str,
     graph: Callable[[Builder, Mapping[str, Value]], Value],
@@ -143,13 +153,12 @@ def _one(
     builder = Builder()
     result = graph(builder, {key: builder.input(key, x.shape) for key, x in inputs.items()})
     experiment = Experiment.of(builder, [result], inputs)
-    kind = name.split()[0].rstrip(",")
-    emulated = experiment.run(reference_engine(device))["y"]
+    emulated = experiment.run(reference_engine(device))[RESULT]
     stated = relative_error(emulated, wanted)
-    exact = device.chip.arithmetic(kind) == "bit-exact"
+    exact = device.chip.arithmetic(_kind(name)) == "bit-exact"
     expected = "equal to the bit" if exact else f"error at most {SLACK * stated + ROUNDING:.1e}"
     try:
-        found = experiment.run(device)["y"]
+        found = experiment.run(device)[RESULT]
     except (DeviceError, MilError) as refused:
         return Finding(probe, expected, str(refused), "differs")
     error, different = relative_error(found, wanted), int((found != emulated).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ def compile(
     strict: bool = False,
     scaling: str = "operands",
     loss: str = "auto",
+    switches: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
@@ -53,11 +55,21 @@ def compile(
         strict: raise when an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``; ``none`` is for studying the engine's arithmetic.
         loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
+        switches: what to take for true of disputed facts, option by name as in docs/chips.md; those that a device
+            itself has decided are in a report of ``anew doctor --probe``: :func:`anew.chips.switches_from_report`.
 
     Raises UserError on an unknown option, a model without repeated layers, parameters that are not float32, or
     attention that transformers hands to kernels of other devices.
     """
-    options = Options(device=device, chip=chip, numerics=numerics, strict=strict, scaling=scaling, loss=loss)
+    options = Options(
+        device=device,
+        chip=chip,
+        numerics=numerics,
+        strict=strict,
+        scaling=scaling,
+        loss=loss,
+        switches=switches or {},
+    )
     session = session_for(options)
     before = session.statistics()
     compile_in(model, session)
