@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anew.chips import Chip, load_chip
+from anew.chips import Chip, known_chips, load_chip
 from anew.device.base import Device
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.machine import brand, chip_of
@@ -84,6 +84,6 @@ def _try(route: Route, options: Options) -> Device | str:
 
 def _other_chip(chip: Chip) -> str | None:
     own = chip_of(brand())
-    if own is None or own == chip.name:
+    if own in (None, chip.name) or own not in known_chips():
         return None
     return f"this Mac has an {own}, and programs for an {chip.name} were asked for"

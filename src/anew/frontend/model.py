@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ def compile(
     strict: bool = False,
     scaling: str = "operands",
     loss: str = "auto",
+    switches: Mapping[str, str] | None = None,
     recheck: int = 0,
     worker: bool = False,
 ) -> nn.Module:
@@ -57,7 +59,8 @@ def compile(
         strict: raise when an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``; ``none`` is for studying the engine's arithmetic.
         loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
-
+        switches: what to take for true of disputed facts, option by name as in docs/chips.md; those that a device
+            itself has decided are in a report of ``anew doctor --probe``: :func:`anew.chips.switches_from_report`.
         recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
         worker: let a process of its own drive the device: one that aborts or hangs is replaced and the call repeated.
 
@@ -71,6 +74,7 @@ def compile(
         strict=strict,
         scaling=scaling,
         loss=loss,
+        switches=switches or {},
         recheck=recheck,
         worker=worker,
     )
