@@ -23,6 +23,7 @@ MEASUREMENTS = (
     "stories110m",
     "kills",
     "soak",
+    "runtimes",
     "memory",
     "demo",
     "quotes",

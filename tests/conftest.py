@@ -1,6 +1,10 @@
 """Fixtures that several groups of tests share."""
 
 import pytest
+from hypothesis import settings
+
+# Every run tries the same cases, here as in CI; --hypothesis-profile=default draws new ones.
+settings.load_profile("ci")
 
 
 @pytest.fixture

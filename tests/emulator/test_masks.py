@@ -53,6 +53,9 @@ def attend(q, k, v, mask):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+ATTEND = compiled(attend)
+
+
 CAUSAL = torch.ones(Q, K, dtype=torch.bool).tril()
 WINDOW = CAUSAL & ~CAUSAL.tril(-3)
 LEFT = torch.arange(K) >= torch.tensor([2, 0])[:, None]
@@ -207,9 +210,13 @@ def test_any_mask_is_torch_s_and_finite(shape, value, seed, share, spread):
     visible = torch.rand(shape, generator=generator) < share
     biases = torch.randn(shape, generator=generator) * spread
     mask = visible if value is None else biases.masked_fill(~visible, value)
-    with torch._dynamo.config.patch(recompile_limit=2 * len(SHAPES)), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        y = compiled(attend)(*qkv(), mask)
-        wanted = attend(*(x.double() for x in qkv()), mask if value is None else mask.double())
+    q, k, v = qkv()
+    with torch._dynamo.config.patch(recompile_limit=64), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        y = ATTEND(q, k, v, mask)
+        wanted = attend(q.double(), k.double(), v.double(), mask if value is None else mask.double())
     assert y.isfinite().all()
     some = (visible.any(-1, keepdim=True) if value in (LOWEST, -1e9) else torch.ones(())).expand(B, H, Q, D)
-    torch.testing.assert_close((y * some).double(), wanted * some, rtol=2e-2, atol=1e-2)
+    # fp16 rounds a bias and the score it is added to, each by 2^-11 of itself; a probability errs by twice that
+    largest = 0 if value is None else biases[visible].abs().amax() if visible.any() else 0
+    rounding = 4 * 2**-11 * (largest + scores_of(q, k).abs().amax()) * v.abs().amax()
+    torch.testing.assert_close((y * some).double(), wanted * some, rtol=1e-2, atol=4e-3 + float(rounding))

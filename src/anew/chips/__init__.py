@@ -4,5 +4,6 @@
 """
 
 from anew.chips.chip import Chip, Row, Switch, known_chips, load_chip
+from anew.chips.report import switches_from_report
 
-__all__ = ["Chip", "Row", "Switch", "known_chips", "load_chip"]
+__all__ = ["Chip", "Row", "Switch", "known_chips", "load_chip", "switches_from_report"]

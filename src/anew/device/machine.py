@@ -34,15 +34,17 @@ def brand() -> str:
 
 
 def chip_of(brand: str) -> str | None:
-    """The chip's name in anew (``m4`` for all of the M4 family); None when there is no data file for it."""
+    """The chip's name as anew gives it, ``m4`` for all of the M4 family; None for a processor of another maker."""
     found = re.match(r"Apple (M\d+)\b", brand)
-    name = found[1].lower() if found else None
-    return name if name in known_chips() else None
+    return found[1].lower() if found else None
 
 
 def default_chip() -> str:
-    """The chip of this Mac, or the one that is emulated by default."""
-    return chip_of(brand()) or EMULATED_CHIP
+    """The chip of this Mac, the latest with a data file on a Mac later than that, and the emulated one elsewhere."""
+    own = chip_of(brand())
+    if own is None:
+        return EMULATED_CHIP
+    return own if own in known_chips() else known_chips()[-1]
 
 
 def system_build() -> str:

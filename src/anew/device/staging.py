@@ -1,4 +1,4 @@
-"""Folders that programs are compiled in: one each, gone with it; those of processes that died are cleaned up."""
+"""Folders for a while: of a program, of shared memory. Those of processes that died are cleaned up."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pathlib import Path
 from anew.device.base import DeviceError
 from anew.mil import Weights
 
-PREFIX = "anew-program-"
+PREFIX = "anew-"
 _count = itertools.count()
 
 
 @contextmanager
-def staging_folder() -> Iterator[Path]:
-    """Give an empty folder, and delete it in the end."""
-    clean_up_once()
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+def staging_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder, in the system's folder for temporary files by default, and delete it in the end."""
+    parent = parent or Path(tempfile.gettempdir())
+    clean_up_once(parent)
+    with tempfile.TemporaryDirectory("", f"{PREFIX}{os.getpid()}-", parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @contextmanager
 def owned_folder(folder: Path) -> Iterator[Path]:
     """Make a folder whose name is given, with a mark of this process; delete it with the last of its marks."""
-    clean_up_once()
+    clean_up_once(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f".{PREFIX}{os.getpid()}-{next(_count)}"
     mark.touch()
@@ -46,13 +47,12 @@ def _remove_mark(mark: Path) -> None:
 
 
 @functools.cache
-def clean_up_once() -> None:
+def clean_up_once(parent: Path) -> None:
     """Delete the folders of processes that are gone: they crashed or were killed."""
-    temporary = Path(tempfile.gettempdir())
-    for folder in temporary.glob(f"{PREFIX}*-*"):
+    for folder in parent.glob(f"{PREFIX}*-*"):
         if _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)  # another user's stays
-    for mark in temporary.glob(f"*/.{PREFIX}*-*"):
+    for mark in parent.glob(f"*/.{PREFIX}*-*"):
         if _is_left(mark):
             _remove_mark(mark)
 

@@ -20,6 +20,7 @@ class PlainStatistics:
     dispatches: int = 0
     rescaled: int = 0
     calibrations: int = 0
+    why: str = ""
 
 
 def place(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -28,7 +29,14 @@ def place(model: nn.Module, config: TrainConfig) -> nn.Module:
         return model
     import anew
 
-    return anew.compile(model, device=config.device, chip=config.chip, numerics=config.numerics)
+    return anew.compile(
+        model,
+        device=config.device,
+        chip=config.chip,
+        numerics=config.numerics,
+        recheck=config.recheck,
+        worker=config.worker,
+    )
 
 
 def statistics(model: nn.Module, config: TrainConfig) -> Any:
@@ -45,4 +53,5 @@ def describe_device(counters: Any) -> str:
     if counters.device == "cpu":
         return "cpu, plain PyTorch in fp32: no engine is used"
     engine = "emulated engine" if counters.emulated else f"engine ({counters.device})"
-    return f"{engine}, chip {counters.chip}, numerics {counters.numerics}"
+    why = f" ({counters.why})" if counters.why else ""
+    return f"{engine}{why}, chip {counters.chip}, numerics {counters.numerics}"

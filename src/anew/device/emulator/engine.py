@@ -49,6 +49,7 @@ class EmulatedProgram(LoadedProgram):
         super().__init__(
             engine, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
+        self.entry = entry
         arithmetic = Arithmetic(
             exact=engine.numerics == "exact",
             winograd=engine.chip.convolution == "winograd-f23-width",
