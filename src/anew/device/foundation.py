@@ -114,14 +114,15 @@ class Foundation(Objects):
         return (self._methods["-[NSString UTF8String]"](obj) or b"").decode(errors="replace")
 
     def _list(self, obj: int) -> list[Any]:
-        at, count = self._methods["-[NSArray objectAtIndex:]"], self._methods["-[NSArray count]"](obj)
-        return [self.python(at(obj, i)) for i in range(count)]
+        return [self.python(item) for item in self._items(obj)]
+
+    def _items(self, array: int | None) -> list[int]:
+        at, count = self._methods["-[NSArray objectAtIndex:]"], self._methods["-[NSArray count]"]
+        return [item for i in range(count(array)) if (item := at(array, i))] if array else []
 
     def _dict(self, obj: int) -> dict[Any, Any]:
         keys, value = self._methods["-[NSDictionary allKeys]"](obj), self._methods["-[NSDictionary objectForKey:]"]
-        at, count = self._methods["-[NSArray objectAtIndex:]"], self._methods["-[NSArray count]"]
-        found = [at(keys, i) for i in range(count(keys))] if keys else []
-        return {self.python(key): self.python(value(obj, key)) for key in found}
+        return {self.python(key): self.python(value(obj, key)) for key in self._items(keys)}
 
     def check(self, stage: str, call: str, method: Callable[..., bool], *arguments: Any) -> None:
         """Call a method whose last argument is an NSError**; raises its error as a FrameworkError when it gives NO."""

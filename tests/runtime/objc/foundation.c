@@ -135,7 +135,9 @@ static id all_keys(id object) {
     return make_array(c->keys, c->count);
 }
 
-static id object_for_key(id object, SEL s, id key) { return (void)s, value_of(object, text_of(key)); }
+static id object_for_key(id object, SEL s, id key) {
+    return expect(key, "NSString", s, 1) ? value_of(object, text_of(key)) : NULL;
+}
 
 static id url_with(Class of, SEL s, id path, bool folder) {
     (void)s;

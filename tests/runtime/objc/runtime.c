@@ -11,6 +11,7 @@ typedef struct method {
     const char *encoding;
     void *function;
     struct method *next;
+    bool may_fail;  // it gives an object or a BOOL, and not always
 } method;
 
 struct class_ {
@@ -88,7 +89,9 @@ Class make_class(const char *name, Class parent, size_t payload) {
 void add_method(Class owner, char kind, const char *selector, const char *encoding, void *function) {
     Class in = kind == '+' ? owner->isa : owner;
     method *m = malloc(sizeof *m);
-    *m = (method){sel_registerName(selector), encoding, function, in->methods};
+    static const char *SURE = "retain new isKindOfClass:";
+    bool may_fail = (encoding[0] == '@' || encoding[0] == 'B') && !strstr(SURE, selector);
+    *m = (method){sel_registerName(selector), encoding, function, in->methods, may_fail};
     in->methods = m;
 }
 
@@ -205,7 +208,7 @@ uintptr_t objc_msgSend(id receiver, SEL selector, uintptr_t a, uintptr_t b, uint
         violation("%c[%s %s]: unrecognized selector", sign, name, selector);
         return 0;
     }
-    if (m->encoding[0] == '@' || m->encoding[0] == 'B') {
+    if (m->may_fail) {
         char line[512] = "";
         if (fake_logging) snprintf(line, sizeof line, "%c[%s %s]", sign, name, selector);
         if (chosen(line)) return fail(m->encoding, (uintptr_t[]){a, b, c, d, e, f, g});

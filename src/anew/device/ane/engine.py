@@ -51,7 +51,7 @@ class AneEngine(Device):
             warnings.warn(
                 f"{error}; programs go through {self.way.name}, which compiles {self.chip.compiles} in a process",
                 FrameworkWarning,
-                stacklevel=2,
+                stacklevel=3,  # past the generated __init__
             )
         self.buffers = SurfacePool(functions, row_bytes)
 

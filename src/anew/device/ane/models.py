@@ -61,7 +61,7 @@ class Way(ABC):
         self.foundation.check(stage, call, self.methods[call], *arguments)
 
     def check_twice(self, call: str, *arguments: Any) -> None:
-        """Load; once more after a moment when it fails."""
+        """Load or unload; once more after a moment when it fails."""
         try:
             self.check("load", call, *arguments)
         except FrameworkError:
@@ -72,7 +72,7 @@ class Way(ABC):
         """Unload; what goes wrong is a warning: nobody could act on an exception."""
         with self.foundation.pool():
             try:
-                self.check("load", call, *arguments)
+                self.check_twice(call, *arguments)
             except FrameworkError as error:
                 warnings.warn(f"{error}; the program stays loaded until the process ends", FrameworkWarning, 2)
 
