@@ -69,7 +69,8 @@ def e5rt_on(fake: FakeEspresso) -> E5rtEngine:
 def losses(library: Path) -> dict[str, Any]:
     """stories15m for some steps on the fake and on the emulator."""
     model = PRESETS["stories15m"].model
-    found = train(e5rt_on(FakeEspresso(library, load_chip(CHIP))), model, STEPS)
+    fake = FakeEspresso(library, load_chip(CHIP))  # held: the library calls it back
+    found = train(e5rt_on(fake), model, STEPS)
     wanted = train(EmulatedEngine(load_chip(CHIP)), model, STEPS)
     differing = sum(a != b for a, b in zip(found, wanted, strict=True))
     return {"steps": STEPS, "losses": found, "losses_differing": differing}

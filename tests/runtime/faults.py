@@ -100,8 +100,8 @@ def _fail(subject: Subject, fake: Any, position: int, name: str, wanted: list[Te
         outcome = _outcome(subject, fake, name, wanted)
     said = [str(w.message) for w in warned if issubclass(w.category, FrameworkWarning)]
     assert fake.calls[position - 1] == name
-    if outcome == "went on":
-        outcome = "went on, with a warning" if said else "went on without it"
+    if outcome == "went_on":
+        outcome = "went_on_with_a_warning" if said else "went_on_without_it"
         assert len(said) == 1 or (not said and subject.unseen), (name, said)
     assert all(torch.equal(a, b) for a, b in zip(whole_run(subject, fake), wanted, strict=True)), (
         "not usable afterwards"
@@ -118,6 +118,6 @@ def _outcome(subject: Subject, fake: Any, name: str, wanted: list[Tensor]) -> st
     except DeviceError as error:
         if not subject.explains(error, name):
             raise
-        return f"raised, stage {error.stage}"
+        return f"raised_{error.stage}"
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), f"{name} failed unseen"
-    return "went on"
+    return "went_on"

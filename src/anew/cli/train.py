@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anew.device.routes import ROUTES
+from anew.cli.flags import add_device
 from anew.train.config import TrainConfig, resolve
 from anew.train.presets import PRESETS
 
@@ -60,32 +60,7 @@ def _add_settings(group: Any) -> None:
 
 
 def _add_device(group: Any) -> None:
-    group.add_argument(
-        "--device",
-        choices=("auto", *ROUTES, "emulator", "cpu"),
-        help="auto: the first route to the engine that works here, or the emulator, and says why; "
-        f"{'; '.join(f'{route.name}: {route.what}' for route in ROUTES.values())}; cpu: plain PyTorch (default: auto)",
-    )
-    group.add_argument(
-        "--chip", metavar="NAME", help="the chip to compile for and to emulate (default: this Mac's, or m4)"
-    )
-    group.add_argument(
-        "--recheck",
-        type=int,
-        metavar="N",
-        help="on the engine, do every Nth run of a program again on the emulator and stop if they differ; 0: none",
-    )
-    group.add_argument(
-        "--worker",
-        action="store_true",
-        default=None,
-        help="let a process of its own drive the device: if it aborts or hangs, it is replaced and the call repeated",
-    )
-    group.add_argument(
-        "--numerics",
-        choices=("exact", "fast"),
-        help="exact: the engine's arithmetic bit for bit; fast: without its finest rounding (default: fast)",
-    )
+    add_device(group)
     group.add_argument(
         "--allow-swap",
         action="store_true",

@@ -41,8 +41,8 @@ class BufferPool:
 
     def holds(self, buffer: Tensor) -> bool:
         """Whether a tensor's memory is laid out as a lease of its shape: the engine reads and writes whole rows."""
+        strides, nbytes = _layout(self.row_bytes, buffer.shape, buffer.dtype)
         room = buffer.untyped_storage().nbytes() - buffer.storage_offset() * buffer.itemsize
-        strides, nbytes = _layout(self.row_bytes, tuple(buffer.shape), buffer.dtype)
         return buffer.stride() == strides and room >= nbytes
 
     def _block(self, nbytes: int) -> np.ndarray:

@@ -1,11 +1,46 @@
 """Where a run computes: plain PyTorch, or the decoder layers on an engine through anew.compile."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import nn
 
-from anew.train.config import TrainConfig
+from anew.device.machine import default_chip
+
+
+class Where(Protocol):
+    """Whatever says where to compute: :class:`Place`, or the settings of a run."""
+
+    @property
+    def device(self) -> str:
+        """As for anew.compile, or ``cpu``."""
+
+    @property
+    def chip(self) -> str:
+        """The chip to compile for."""
+
+    @property
+    def numerics(self) -> str:
+        """``fast`` or ``exact``."""
+
+    @property
+    def recheck(self) -> int:
+        """Every so many runs of a program on the engine are compared with the emulator; 0: none."""
+
+    @property
+    def worker(self) -> bool:
+        """Whether a process of its own drives the device."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to compute, and nothing else."""
+
+    device: str = "auto"
+    chip: str = field(default_factory=default_chip)
+    numerics: str = "fast"
+    recheck: int = 0
+    worker: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +58,7 @@ class PlainStatistics:
     why: str = ""
 
 
-def place(model: nn.Module, config: TrainConfig) -> nn.Module:
+def place(model: nn.Module, config: Where) -> nn.Module:
     """Prepare the model for the chosen device and return it; `cpu` leaves it as it is."""
     if config.device == "cpu":
         return model
@@ -39,7 +74,7 @@ def place(model: nn.Module, config: TrainConfig) -> nn.Module:
     )
 
 
-def statistics(model: nn.Module, config: TrainConfig) -> Any:
+def statistics(model: nn.Module, config: Where) -> Any:
     """Return the device's counters so far: anew.Statistics, or PlainStatistics for `cpu`."""
     if config.device == "cpu":
         return PlainStatistics()
@@ -53,5 +88,4 @@ def describe_device(counters: Any) -> str:
     if counters.device == "cpu":
         return "cpu, plain PyTorch in fp32: no engine is used"
     engine = "emulated engine" if counters.emulated else f"engine ({counters.device})"
-    why = f" ({counters.why})" if counters.why else ""
-    return f"{engine}{why}, chip {counters.chip}, numerics {counters.numerics}"
+    return f"{engine}, chip {counters.chip}, numerics {counters.numerics}"
