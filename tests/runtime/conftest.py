@@ -16,6 +16,7 @@ from anew.device.ane.engine import AneEngine
 from anew.device.e5rt.engine import E5rtEngine
 from anew.device.e5rt.functions import Espresso
 from anew.device.objc import Runtime
+from anew.frontend.session import session_for
 from tests.runtime import neural_engine
 from tests.runtime.espresso import FakeEspresso, build, compiler
 from tests.runtime.neural_engine import FakeNeuralEngine
@@ -36,7 +37,7 @@ def make_fake(
 ) -> Iterator[Callable[..., FakeEspresso]]:
     """A maker of fakes; the test fails when the last one has met a violation or has objects left.
 
-    They share the library and so its state: each begins anew, and what an earlier one gave is no longer known.
+    They share the library and so its state: each begins anew, and what an earlier one gave is no longer counted.
     """
     made: list[FakeEspresso] = []
 
@@ -53,6 +54,7 @@ def _check(request: pytest.FixtureRequest, made: Sequence[FakeEspresso | FakeNeu
     request.node.funcargs.clear()  # what the test was given must not count as leaked
     if "torch._dynamo" in sys.modules:  # nor what was compiled in it
         torch._dynamo.reset()
+        session_for.cache_clear()
     gc.collect()
     gc.collect()
     if made:
