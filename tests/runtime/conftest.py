@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from anew.chips import load_chip
 from anew.device.e5rt.engine import E5rtEngine
@@ -28,7 +30,10 @@ def espresso_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 def make_fake(
     request: pytest.FixtureRequest, espresso_library: Callable[..., Path]
 ) -> Iterator[Callable[..., FakeEspresso]]:
-    """A maker of fakes; the test fails when one of them has met a violation or has objects left."""
+    """A maker of fakes; the test fails when the last one has met a violation or has objects left.
+
+    They share the library and so its state: each begins anew, and what an earlier one gave is no longer known.
+    """
     made: list[FakeEspresso] = []
 
     def make(*defines: str, numerics: str = "fast", **switches: int) -> FakeEspresso:
@@ -37,11 +42,13 @@ def make_fake(
 
     yield make
     request.node.funcargs.clear()  # what the test was given must not count as leaked
+    if "torch._dynamo" in sys.modules:  # nor what was compiled in it
+        torch._dynamo.reset()
     gc.collect()
     gc.collect()
-    for fake in made:
-        assert fake.violations == []
-        assert fake.alive == {}
+    if made:
+        assert made[-1].violations == []
+        assert made[-1].alive == {}
 
 
 @pytest.fixture

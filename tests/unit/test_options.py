@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anew.errors import UserError
+from anew.frontend.choice import make_device
 from anew.frontend.options import Options
 
 
@@ -25,7 +26,7 @@ def test_an_unknown_option_like_none_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("device", "gpu", "option 'device' is one of auto, emulator, null, not 'gpu'"),
+        ("device", "gpu", "option 'device' is one of auto, e5rt, emulator, null, not 'gpu'"),
         ("numerics", "slow", "option 'numerics' is one of exact, fast, not 'slow'"),
         ("scaling", True, "option 'scaling' is one of operands, none, not True"),
         ("strict", 1, "option 'strict' is True or False, not 1"),
@@ -44,18 +45,18 @@ def test_bad_values(name, value, sentence):
 def test_good_values_are_taken():
     options = Options.parse({"device": "null", "chip": "m5", "numerics": "exact", "strict": True, "scaling": "none"})
     assert options == Options("null", "m5", "exact", True, "none")
-    assert options.make_device().name == "null"
-    assert options.make_device().chip.name == "m5"
+    assert make_device(options).name == "null"
+    assert make_device(options).chip.name == "m5"
 
 
 def test_switches_reach_the_chip():
     options = Options.parse({"chip": "m3", "switches": {"gqa": "refuse", "fp32": "allow"}})
     assert options == Options(chip="m3", switches=(("fp32", "allow"), ("gqa", "refuse")))
-    assert options.make_device().chip.refuses("gqa")
+    assert make_device(options).chip.refuses("gqa")
 
 
 def test_auto_is_the_emulator_and_says_so():
-    device = Options(numerics="exact").make_device()
+    device = make_device(Options(numerics="exact"))
     assert (device.name, device.emulated, device.numerics) == ("emulator", True, "exact")
 
 

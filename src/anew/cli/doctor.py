@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from anew.doctor.finding import Finding
 
 DEVIATES = 1
-#: Whose rules the emulated engine keeps where there is no engine.
-FALLBACK_CHIP = "m4"
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -40,31 +38,19 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from anew.chips import load_chip
+    from anew.device.machine import default_chip
     from anew.doctor.machine import describe_machine
 
     console = Console(highlight=False, soft_wrap=True)
     machine = describe_machine()
     _print_machine(console, machine)
-    chip = load_chip(arguments.chip or _own_chip(console, machine["processor"]))
+    chip = load_chip(arguments.chip or default_chip())
     device = _open(console, chip, arguments.device)
     deviations = (
         _probe(console, device, machine, arguments.report) if arguments.probe else _try(console, device, machine)
     )
     _advise(console, device, probed=arguments.probe, deviations=deviations)
     return DEVIATES if deviations else 0
-
-
-def _own_chip(console: Any, processor: str) -> str:
-    """The data file of this machine's chip; a later chip than anew knows is taken for the latest that it does."""
-    from anew.chips import known_chips
-    from anew.doctor.machine import chip_of
-
-    own = chip_of(processor)
-    if own is None or own in known_chips():
-        return own or FALLBACK_CHIP
-    latest = known_chips()[-1]
-    console.print(f"anew has no data file of {processor} yet and takes it for chip {latest}; --chip names another")
-    return latest
 
 
 def _print_machine(console: Any, machine: dict[str, Any]) -> None:
@@ -81,13 +67,13 @@ def _open(console: Any, chip: Chip, wanted: str | None) -> Device:
     from anew.device.routes import ROUTES
     from anew.errors import UserError
 
-    names = [route.name for route in ROUTES] + [EmulatedEngine.name]
+    names = [*ROUTES, EmulatedEngine.name]
     if wanted is not None and wanted not in names:
         raise UserError(f"unknown device '{wanted}'; known: {', '.join(names)}")
     console.print("[bold]Routes to the engine[/]")
     opened: Device | None = None
-    for route in ROUTES:
-        reason = route.available()
+    for route in ROUTES.values():
+        reason = route.reason_against()
         if reason is None and opened is None and wanted in (None, route.name):
             try:
                 opened = route.open(chip)

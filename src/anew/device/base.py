@@ -132,6 +132,8 @@ class Device(ABC):
     name = ""
     #: True when no silicon computes.
     emulated = True
+    #: Which routes to the engine were passed over for it, with the reasons; empty when it was asked for by name.
+    why = ""
 
     def __post_init__(self) -> None:
         padded = self.chip.switches["row_pitch"].value == "padded"

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from anew.device.machine import brand
+
 PACKAGES = ("anew", "torch", "transformers", "numba", "peft")
 
 
@@ -32,18 +34,12 @@ def describe_machine() -> dict[str, Any]:
 
 def _processor() -> str:
     if sys.platform == "darwin":
-        return _ask("sysctl", "-n", "machdep.cpu.brand_string")
+        return brand()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         return platform.processor()
-
-
-def chip_of(processor: str) -> str | None:
-    """The chip's name as anew knows it, of a processor such as ``Apple M4 Pro``; None for any other maker's."""
-    words = processor.lower().split()
-    return words[1] if len(words) > 1 and words[0] == "apple" else None
 
 
 def _ask(*command: str) -> str:

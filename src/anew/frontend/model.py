@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anew.device.machine import default_chip
 from anew.errors import UserError
 from anew.frontend.layer_call import compile_layers
 from anew.frontend.layers import repeated_layers
@@ -25,12 +26,13 @@ def compile(
     model: nn.Module,
     *,
     device: str = "auto",
-    chip: str = "m4",
+    chip: str | None = None,
     numerics: str = "fast",
     strict: bool = False,
     scaling: str = "operands",
     loss: str = "auto",
     switches: Mapping[str, str] | None = None,
+    recheck: int = 0,
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
@@ -49,8 +51,9 @@ def compile(
 
     Args:
         model: a model in float32, such as ``transformers.LlamaForCausalLM``.
-        device: ``auto``, ``emulator`` or ``null``.
-        chip: whose limits and arithmetic hold, such as ``m4``.
+        device: ``auto`` (the first route to the engine that works here, else the emulator; which one and why is in
+            :func:`statistics`), ``e5rt``, ``emulator`` or ``null``.
+        chip: whose limits and arithmetic hold, such as ``m4``; by default this Mac's, or ``m4``.
         numerics: ``fast`` or ``exact`` (bit for bit the engine's multiply-accumulate).
         strict: raise when an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``; ``none`` is for studying the engine's arithmetic.
@@ -58,17 +61,20 @@ def compile(
         switches: what to take for true of disputed facts, option by name as in docs/chips.md; those that a device
             itself has decided are in a report of ``anew doctor --probe``: :func:`anew.chips.switches_from_report`.
 
-    Raises UserError on an unknown option, a model without repeated layers, parameters that are not float32, or
-    attention that transformers hands to kernels of other devices.
+        recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
+
+    Raises UserError on an unknown option, a device that is not available, a model without repeated layers, parameters
+    that are not float32, or attention that transformers hands to kernels of other devices.
     """
     options = Options(
         device=device,
-        chip=chip,
+        chip=chip or default_chip(),
         numerics=numerics,
         strict=strict,
         scaling=scaling,
         loss=loss,
         switches=switches or {},
+        recheck=recheck,
     )
     session = session_for(options)
     before = session.statistics()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from anew.chips import known_chips, load_chip
-from anew.device.base import Device
-from anew.device.emulator.engine import NUMERICS, EmulatedEngine
-from anew.device.null import NullDevice
+from anew.device.emulator.engine import NUMERICS
+from anew.device.machine import default_chip
+from anew.device.routes import ROUTES
 from anew.errors import UserError
 
-DEVICES = ("auto", "emulator", "null")
+DEVICES = ("auto", *ROUTES, "emulator", "null")
 SCALINGS = ("operands", "none")
 LOSSES = ("auto", "apart")
 
@@ -23,8 +23,10 @@ class Options:
     """What ``torch.compile(..., backend="anew", options={...})`` and :func:`anew.compile` take.
 
     Attributes:
-        device: ``auto`` (the emulator: no route to a real engine is built yet), ``emulator`` or ``null``.
-        chip: whose limits and arithmetic hold, as named by :func:`anew.chips.known_chips`.
+        device: ``auto`` (the first of the routes to the engine that works here, else the emulator), a route by name
+            (:data:`anew.device.routes.ROUTES`), ``emulator`` or ``null``.
+        chip: whose limits and arithmetic hold, as named by :func:`anew.chips.known_chips`; by default this Mac's, or
+            ``m4``.
         numerics: ``fast`` or ``exact``, of the emulator.
         strict: raise where an operation cannot run on the engine, instead of running it on the host.
         scaling: ``operands``, or ``none`` to leave operands and cotangents as they are, to study the arithmetic:
@@ -33,15 +35,18 @@ class Options:
             ``{"rsqrt_after_reduce": "refuse"}``. Kept as sorted pairs.
         loss: of :func:`anew.compile`: ``auto`` takes head and loss of a causal language model to the engine where a
             check allows it; ``apart`` leaves them to PyTorch.
+        recheck: on a route to the engine, every so many runs of a program are done again on the emulator, and an error
+            is raised when they differ; 0: none.
     """
 
     device: str = "auto"
-    chip: str = "m4"
+    chip: str = field(default_factory=default_chip)
     numerics: str = "fast"
     strict: bool = False
     scaling: str = "operands"
     switches: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     loss: str = "auto"
+    recheck: int = 0
 
     def __post_init__(self) -> None:
         _check("device", self.device, DEVICES)
@@ -50,6 +55,8 @@ class Options:
         _check("loss", self.loss, LOSSES)
         if not isinstance(self.strict, bool):
             raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
+        if isinstance(self.recheck, bool) or not isinstance(self.recheck, int) or self.recheck < 0:
+            raise UserError(f"option 'recheck' is a number of runs, or 0 for none, not {self.recheck!r}")
         _check("chip", self.chip, tuple(known_chips()))
         if not isinstance(self.switches, (Mapping, tuple)):
             raise UserError(f"option 'switches' gives an option by name, not {self.switches!r}")
@@ -66,13 +73,6 @@ class Options:
                 hint = f"did you mean '{near[0]}'? " if near else ""
                 raise UserError(f"unknown option '{name}'; {hint}known: {', '.join(known)}")
         return cls(**given)
-
-    def make_device(self) -> Device:
-        """Make the device these options name."""
-        chip = load_chip(self.chip, dict(self.switches))
-        if self.device == "null":
-            return NullDevice(chip)
-        return EmulatedEngine(chip, numerics=self.numerics)
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

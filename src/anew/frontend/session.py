@@ -12,6 +12,7 @@ from torch._dynamo.convert_frame import compile_lock
 from torch.fx import GraphModule, Node
 
 from anew.device.base import Device
+from anew.frontend.choice import make_device
 from anew.frontend.options import Options
 from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
@@ -36,6 +37,7 @@ class Statistics:
 
     Attributes:
         device: the device in use. emulated: True when no silicon computed. chip, numerics: as chosen.
+        why: which routes to the engine ``auto`` passed over, with the reasons.
         programs: programs loaded. dispatches: programs run. regions: graphs compiled.
         rescaled: region calls run again because a value outgrew its scale. calibrations: runs spent on first calls.
         host_operations: graph nodes that run on the host, by design or as a fallback, each with the rule that keeps it
@@ -54,6 +56,7 @@ class Statistics:
     calibrations: int
     host_operations: tuple[HostOperation, ...]
     loss: LossVerdict | None = None
+    why: str = ""
 
     def since(self, before: Statistics) -> Statistics:
         """What was done after ``before``; programs and regions stay those loaded in all."""
@@ -96,12 +99,11 @@ class CompiledGraph:
 
 
 class Session:
-    """Shared by every region compiled with the same options."""
+    """Shared by every region compiled with the same options. ``device`` stands in for the one that they name."""
 
     def __init__(self, options: Options, device: Device | None = None) -> None:
-        """``device`` is the one that the options name, unless a device is given."""
         self.options = options
-        self.device = device or options.make_device()
+        self.device = device or make_device(options)
         self.counts = Counts()
         self.scales = ScaleStore()
         self.plans: list[Plan] = []
@@ -143,6 +145,7 @@ class Session:
             rescaled=self.counts.rescaled,
             calibrations=self.counts.calibrations,
             host_operations=tuple(self.host_operations),
+            why=self.device.why,
         )
 
 
