@@ -129,10 +129,10 @@ def test_unknown_numerics():
 
 
 def test_the_budget_reaches_the_user_of_a_model_as_itself(fresh, llama, monkeypatch):
-    from anew.frontend import options
+    from anew.frontend import choice
 
     small = dataclasses.replace(load_chip("m4"), loaded_programs=3)
-    monkeypatch.setattr(options, "load_chip", lambda name, switches: small)
+    monkeypatch.setattr(choice, "load_chip", lambda name, switches: small)
     net = anew.compile(llama(layers=1), device="emulator")
     net(input_ids=torch.arange(8)[None]).logits.sum().backward()
     net(input_ids=torch.arange(9)[None])  # its backward is compiled when it is first needed

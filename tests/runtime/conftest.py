@@ -14,6 +14,7 @@ import torch
 from anew.chips import load_chip
 from anew.device.e5rt.engine import E5rtEngine
 from anew.device.e5rt.functions import Espresso
+from anew.frontend.session import session_for
 from tests.runtime.espresso import FakeEspresso, build, compiler
 
 
@@ -32,7 +33,7 @@ def make_fake(
 ) -> Iterator[Callable[..., FakeEspresso]]:
     """A maker of fakes; the test fails when the last one has met a violation or has objects left.
 
-    They share the library and so its state: each begins anew, and what an earlier one gave is no longer known.
+    They share the library and so its state: each begins anew, and what an earlier one gave is no longer counted.
     """
     made: list[FakeEspresso] = []
 
@@ -44,6 +45,7 @@ def make_fake(
     request.node.funcargs.clear()  # what the test was given must not count as leaked
     if "torch._dynamo" in sys.modules:  # nor what was compiled in it
         torch._dynamo.reset()
+        session_for.cache_clear()
     gc.collect()
     gc.collect()
     if made:

@@ -30,6 +30,7 @@ struct declared { char function[64], name[64]; int output; uint64_t item, rank; 
 struct object {
     enum kind kind;
     bool alive;
+    int generation;               /* the use of the fake that it was made in */
     int children;                 /* objects made of this one and not yet released */
     struct object *parent, *next;
     char text[1024];              /* name of a function or a port, folder of the cache */
@@ -60,13 +61,13 @@ static execute_callback on_execute;
 static struct object *objects;
 static char violations[1 << 16], message[1024], calls[1 << 20];
 static size_t calls_length;
-static int calls_made, fail_at, fail_code, hang_at, abort_at, compiles_made;
+static int generation, calls_made, fail_at, fail_code, hang_at, abort_at, compiles_made;
 
 /* -- what the tests read and set -- */
 
 void fake_reset(compile_callback compile, execute_callback execute) {
     on_compile = compile, on_execute = execute;
-    objects = NULL;               /* released ones stay in memory: a stale handle must be told from a live one */
+    generation++;                 /* objects stay in memory: a stale handle must be told from a live one */
     violations[0] = message[0] = calls[0] = 0;
     calls_length = 0;
     calls_made = fail_at = hang_at = abort_at = compiles_made = 0;
@@ -82,7 +83,7 @@ void fake_set_message(const char *text) { snprintf(message, sizeof message, "%s"
 
 int fake_alive(char *text, size_t room) {
     int counts[KINDS] = {0}, total = 0;
-    for (struct object *o = objects; o; o = o->next) if (o->alive) counts[o->kind]++, total++;
+    for (struct object *o = objects; o; o = o->next) if (o->alive && o->generation == generation) counts[o->kind]++, total++;
     text[0] = 0;
     for (int k = 0; k < KINDS; k++)
         if (counts[k]) snprintf(text + strlen(text), room - strlen(text), "%d %s; ", counts[k], kind_names[k]);
@@ -134,12 +135,19 @@ static bool is(const char *function, void *handle, enum kind kind) {
 
 static struct object *make(enum kind kind, struct object *parent) {
     struct object *o = calloc(1, sizeof *o);
-    o->kind = kind, o->alive = true, o->parent = parent, o->next = objects;
+    o->kind = kind, o->alive = true, o->generation = generation, o->parent = parent, o->next = objects;
     if (parent) parent->children++;
     return objects = o;
 }
 
+static bool of_earlier_use(void **handle) {  /* such objects are released late, and not counted */
+    for (struct object *o = objects; o; o = o->next)
+        if (handle && o == *handle && o->generation != generation) return true;
+    return false;
+}
+
 static int release(const char *function, void **handle, enum kind kind) {
+    if (of_earlier_use(handle)) return 0;
     int injected = enter(function);  /* an object whose release fails is gone all the same */
     if (!handle) return violate(function, "NULL where the address of a handle is wanted");
     if (!is(function, *handle, kind)) return MISUSE;
@@ -265,7 +273,7 @@ int64_t e5rt_precompiled_compute_op_create_options_set_allocate_intermediate_buf
 static int loaded(void) {
     int count = 0;
     for (struct object *o = objects; o; o = o->next) {
-        if (!o->alive) continue;
+        if (!o->alive || o->generation != generation) continue;
         count += fake_switches.loads_per_operation ? o->kind == OPERATION : o->kind == FUNCTION;
     }
     return count;

@@ -78,6 +78,6 @@ def _outcome(fake: FakeEspresso, name: str, wanted: list[Tensor]) -> str:
     except FrameworkError as error:
         if (error.call, error.domain, error.code) != (f"e5rt_{name}", "e5rt", CODE):
             raise
-        return f"raised, stage {error.stage}"
+        return f"raised_{error.stage}"
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), f"{name} failed unseen"
-    return "went on, with a warning"
+    return "went_on_with_a_warning"

@@ -15,6 +15,7 @@ from anew.device.e5rt.operation import E5rtOperation
 from anew.device.framework import FrameworkError
 from anew.device.recheck import RecheckedDevice
 from anew.device.routes import Route
+from anew.doctor.check import deviations
 from anew.errors import UserError
 from anew.frontend import self_check
 from anew.frontend.choice import make_device
@@ -86,12 +87,12 @@ def test_another_chip_than_the_macs_is_refused(monkeypatch, passes, use_routes):
 
 def test_chips_by_the_name_of_the_processor():
     names = ["Apple M1", "Apple M2 Max", "Apple M5 Pro", "Apple M77", "Intel(R) Core(TM) i7", ""]
-    assert [machine.chip_of(name) for name in names] == ["m1", "m2", "m5", None, None, None]
+    assert [machine.chip_of(name) for name in names] == ["m1", "m2", "m5", "m77", None, None]
 
 
 @pytest.mark.parametrize("packed", [0, 1])
 def test_the_self_check_passes_on_the_fake(make_fake, open_engine, fresh, packed):
-    assert self_check.deviations(open_engine(make_fake(packed=packed))) == []
+    assert deviations(open_engine(make_fake(packed=packed))) == []
 
 
 def test_the_self_check_finds_ports_in_another_order(fake, open_engine, monkeypatch):
@@ -100,12 +101,12 @@ def test_the_self_check_finds_ports_in_another_order(fake, open_engine, monkeypa
 
     def swapped(operation):
         bound = operation.bindings
-        bound["low"], bound["high"] = bound["high"], bound["low"]
+        if {"y", "z"} <= bound.keys():
+            bound["y"], bound["z"] = bound["z"], bound["y"]
         execute(operation)
 
     monkeypatch.setattr(E5rtOperation, "_execute", swapped)
-    found = self_check.deviations(engine)
-    assert sorted(sentence.split(" of a difference")[0] for sentence in found) == ["port 'high'", "port 'low'"]
+    assert deviations(engine) == ["ports/order: expected x 16, y -2, z -1; found x 16, y -1, z -2"]
 
 
 def test_the_self_check_finds_arithmetic_that_is_off(fake, open_engine, monkeypatch, fresh):
@@ -114,12 +115,11 @@ def test_the_self_check_finds_arithmetic_that_is_off(fake, open_engine, monkeypa
 
     def drifting(operation):
         execute(operation)
-        if "low" not in operation.bindings:
-            for port in operation.program.outputs[:1]:
-                operation.bindings[port.name].mul_(1.2)
+        if len(operation.program.inputs) > 5:
+            operation.bindings[operation.program.outputs[0].name].mul_(1.2)
 
     monkeypatch.setattr(E5rtOperation, "_execute", drifting)
-    assert any("of a decoder layer deviates from the emulated engine by" in s for s in self_check.deviations(engine))
+    assert [sentence.split(":")[0] for sentence in deviations(engine)] == ["training/steps"]
 
 
 def test_a_check_that_passed_is_remembered(monkeypatch, tmp_path):

@@ -246,7 +246,7 @@ def test_folders_of_processes_that_died_are_deleted():
     left = Path(tempfile.gettempdir(), f"{PREFIX}{int(died.stdout)}-left")
     left.mkdir()
     clean_up_once.cache_clear()
-    with staging_folder():
+    with staging_folder(left.parent):
         assert not left.exists()
 
 

@@ -11,11 +11,11 @@ from tests.runtime.faults import SHAPE, outcomes
 def test_every_call_fails_once(make_fake):
     found = outcomes(make_fake)
     assert found.keys() == {
-        "raised, stage compile",
-        "raised, stage load",
-        "raised, stage bind",
-        "raised, stage execute",
-        "went on, with a warning",
+        "raised_compile",
+        "raised_load",
+        "raised_bind",
+        "raised_execute",
+        "went_on_with_a_warning",
     }
 
 

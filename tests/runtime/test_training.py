@@ -11,12 +11,13 @@ from anew.frontend.session import Session
 STEPS, TOKENS = 4, torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(3))
 
 
-def losses(net, session, steps=STEPS):
-    """Train a model in a session; returns the loss of each step."""
+def losses(net, session, steps=STEPS, before=lambda step: None):
+    """Train a model in a session, with something done before each step; returns the loss of each step."""
     compile_in(net, session)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     found = []
-    for _ in range(steps):
+    for step in range(steps):
+        before(step)
         loss = net(input_ids=TOKENS, labels=TOKENS).loss
         loss.backward()
         optimizer.step()

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import doctor, train
+from anew.cli import doctor, fuse, generate, train
 from anew.errors import AnewError
 
-VERBS = (train, doctor)
+VERBS = (train, generate, fuse, doctor)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

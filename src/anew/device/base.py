@@ -11,6 +11,8 @@ import gc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,10 @@ class DeviceError(AnewError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"{stage}: {message}")
         self.stage = stage
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stage, self.message)  # as it was made: errors come out of worker processes
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Port:
     name: str
     type: TensorType
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Element type of the buffers it takes."""
         return _BUFFER_TYPES[self.type.dtype]
@@ -65,7 +71,7 @@ class Operation(ABC):
             port = ports.get(name)
             if port is None:
                 raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(ports)}")
-            if tuple(buffer.shape) != port.type.shape:
+            if buffer.shape != port.type.shape:
                 raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
             if buffer.dtype != port.dtype:
                 raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer is {buffer.dtype}")

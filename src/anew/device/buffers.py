@@ -7,6 +7,7 @@ storage.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import defaultdict
@@ -32,26 +33,17 @@ class BufferPool:
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> int:
         """Bytes that a buffer of that shape takes."""
-        elements = shape[0] * self.strides(shape, dtype)[0] if len(shape) > 1 else self._pitch(shape, dtype)
-        return dtype.itemsize * elements
+        return _layout(self.row_bytes, shape, dtype)[1]
 
     def strides(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> tuple[int, ...]:
         """Strides, in elements, of a buffer of that shape."""
-        strides = [1]
-        for extent in reversed((*shape[1:-1], self._pitch(shape, dtype)) if len(shape) > 1 else ()):
-            strides.insert(0, strides[0] * extent)
-        return tuple(strides[: len(shape)])
+        return _layout(self.row_bytes, shape, dtype)[0]
 
     def holds(self, buffer: Tensor) -> bool:
         """Whether a tensor's memory is laid out as a lease of its shape: the engine reads and writes whole rows."""
+        strides, nbytes = _layout(self.row_bytes, buffer.shape, buffer.dtype)
         room = buffer.untyped_storage().nbytes() - buffer.storage_offset() * buffer.itemsize
-        shape, dtype = tuple(buffer.shape), buffer.dtype
-        return buffer.stride() == self.strides(shape, dtype) and room >= self.nbytes(shape, dtype)
-
-    def _pitch(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Elements from one row to the next."""
-        row = (shape[-1] if shape else 1) * dtype.itemsize
-        return -(-row // self.row_bytes) * self.row_bytes // dtype.itemsize
+        return buffer.stride() == strides and room >= nbytes
 
     def _block(self, nbytes: int) -> np.ndarray:
         with self._lock:
@@ -70,3 +62,15 @@ class BufferPool:
     def _give_back(self, memory: np.ndarray) -> None:
         with self._lock:
             self._free[memory.size].append(memory)
+
+
+@functools.lru_cache(4096)
+def _layout(row_bytes: int, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], int]:
+    """Strides in elements, and bytes in all, of a buffer whose rows start at multiples of ``row_bytes``."""
+    row = (shape[-1] if shape else 1) * dtype.itemsize
+    pitch = -(-row // row_bytes) * row_bytes // dtype.itemsize  # elements from one row to the next
+    strides = [1]
+    for extent in reversed((*shape[1:-1], pitch) if len(shape) > 1 else ()):
+        strides.insert(0, strides[0] * extent)
+    elements = shape[0] * strides[0] if len(shape) > 1 else pitch
+    return tuple(strides[: len(shape)]), dtype.itemsize * elements

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anew.device.base import DeviceError
 
 
@@ -13,6 +15,7 @@ class FrameworkError(DeviceError):
         call: the C function or the method that failed.
         domain: whose code it is, such as ``e5rt`` or the domain of an NSError.
         code: the number it gave.
+        said: what the framework says of it; empty when it says nothing.
         known: what is known of the code, with its source; empty when nothing is.
     """
 
@@ -22,7 +25,11 @@ class FrameworkError(DeviceError):
         self.call = call
         self.domain = domain
         self.code = code
+        self.said = said
         self.known = known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stage, self.call, self.domain, self.code, self.said, self.known)
 
 
 class FrameworkWarning(UserWarning):

@@ -24,28 +24,35 @@ def reason_for_no_engine() -> str | None:
 
 
 @functools.cache
-def brand() -> str:
-    """The processor as the system names it, such as ``Apple M4 Pro``; empty off a Mac."""
+def sysctl(name: str) -> str:
+    """A text that macOS knows by a name, such as ``kern.osversion``; empty off a Mac and where there is none."""
     if sys.platform != "darwin":
         return ""
-    libc, name, size = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.c_size_t(256)
-    failed = libc.sysctlbyname(b"machdep.cpu.brand_string", name, ctypes.byref(size), None, ctypes.c_size_t(0))
-    return "" if failed else name.value.decode()
+    libc, text, size = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    failed = libc.sysctlbyname(name.encode(), text, ctypes.byref(size), None, ctypes.c_size_t(0))
+    return "" if failed else text.value.decode()
+
+
+def brand() -> str:
+    """The processor as macOS names it, such as ``Apple M4 Pro``; empty off a Mac."""
+    return sysctl("machdep.cpu.brand_string")
 
 
 def chip_of(brand: str) -> str | None:
-    """The chip's name in anew (``m4`` for all of the M4 family); None when there is no data file for it."""
+    """The chip's name as anew gives it, ``m4`` for all of the M4 family; None for a processor of another maker."""
     found = re.match(r"Apple (M\d+)\b", brand)
-    name = found[1].lower() if found else None
-    return name if name in known_chips() else None
+    return found[1].lower() if found else None
 
 
 def default_chip() -> str:
-    """The chip of this Mac, or the one that is emulated by default."""
-    return chip_of(brand()) or EMULATED_CHIP
+    """The chip of this Mac, the latest with a data file on a Mac later than that, and the emulated one elsewhere."""
+    own = chip_of(brand())
+    if own is None:
+        return EMULATED_CHIP
+    return own if own in known_chips() else known_chips()[-1]
 
 
 def system_build() -> str:
-    """The system and its build, such as ``Darwin 25.5.0 Darwin Kernel Version ...``: updates change it."""
+    """The system with its build: an update changes it."""
     found = platform.uname()
-    return f"{found.system} {found.release} {found.version}"
+    return f"{found.system} {sysctl('kern.osversion')} {found.version}"

@@ -8,7 +8,7 @@ from anew.device.base import Device, DeviceError, LoadedProgram, Operation
 from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import Weights
 
-#: Largest relative error (norm of the difference) of an output. See anew.frontend.self_check.
+#: Largest relative error (norm of the difference) of an output, as of a gradient in anew.doctor.training.
 LIMIT_ERROR = 0.05
 
 

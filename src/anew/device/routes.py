@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from anew.chips import Chip
-from anew.device.base import Device
 from anew.device.machine import reason_for_no_engine
+
+if TYPE_CHECKING:  # the command line lists the routes without importing PyTorch
+    from anew.chips import Chip
+    from anew.device.base import Device
 
 
 @dataclass(frozen=True)

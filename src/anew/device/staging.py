@@ -1,4 +1,4 @@
-"""Folders that programs are compiled in: one each, gone with it; those of processes that died are cleaned up."""
+"""Folders for a while: of a program, of shared memory. Those of processes that died are cleaned up."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PREFIX = "anew-program-"
+PREFIX = "anew-"
 
 
 @contextmanager
-def staging_folder() -> Iterator[Path]:
-    """Give an empty folder, and delete it in the end."""
-    clean_up_once()
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+def staging_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder, in the system's folder for temporary files by default, and delete it in the end."""
+    parent = parent or Path(tempfile.gettempdir())
+    clean_up_once(parent)
+    with tempfile.TemporaryDirectory("", f"{PREFIX}{os.getpid()}-", parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @functools.cache
-def clean_up_once() -> None:
+def clean_up_once(parent: Path) -> None:
     """Delete the folders of processes that are gone: they crashed or were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+    for folder in parent.glob(f"{PREFIX}*-*"):
         process = folder.name.removeprefix(PREFIX).split("-")[0]
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)  # another user's stays

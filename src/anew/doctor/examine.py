@@ -24,6 +24,8 @@ from anew.errors import AnewError
 PROBES: tuple[Probe, ...] = (
     port_order, row_stride, operations, arithmetic, disputed, reload, instances, timing, training_step, budget,
 )  # fmt: skip
+#: Those that tell whether training works at all.
+ESSENTIAL: tuple[Probe, ...] = (port_order, row_stride, training_step)
 FORMAT = 1
 
 

@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from anew.device.machine import brand
+from anew.device.machine import brand, sysctl
 
 PACKAGES = ("anew", "torch", "transformers", "numba", "peft")
 
@@ -26,8 +26,8 @@ def describe_machine() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
     if sys.platform == "darwin":
-        about["macos"] = f"{platform.mac_ver()[0]} ({_ask('sysctl', '-n', 'kern.osversion')})"
-        about["model"] = _ask("sysctl", "-n", "hw.model")
+        about["macos"] = f"{platform.mac_ver()[0]} ({sysctl('kern.osversion')})"
+        about["model"] = sysctl("hw.model")
         about["low_power_mode"] = "lowpowermode         1" in _ask("pmset", "-g")
     return about
 

@@ -33,6 +33,7 @@ def compile(
     loss: str = "auto",
     switches: Mapping[str, str] | None = None,
     recheck: int = 0,
+    worker: bool = False,
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
@@ -60,8 +61,8 @@ def compile(
         loss: ``auto``, or ``apart`` to leave head and loss to PyTorch. What came of it is in :func:`statistics`.
         switches: what to take for true of disputed facts, option by name as in docs/chips.md; those that a device
             itself has decided are in a report of ``anew doctor --probe``: :func:`anew.chips.switches_from_report`.
-
         recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
+        worker: let a process of its own drive the device: one that aborts or hangs is replaced and the call repeated.
 
     Raises UserError on an unknown option, a device that is not available, a model without repeated layers, parameters
     that are not float32, or attention that transformers hands to kernels of other devices.
@@ -75,6 +76,7 @@ def compile(
         loss=loss,
         switches=switches or {},
         recheck=recheck,
+        worker=worker,
     )
     session = session_for(options)
     before = session.statistics()

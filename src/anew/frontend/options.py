@@ -37,6 +37,7 @@ class Options:
             check allows it; ``apart`` leaves them to PyTorch.
         recheck: on a route to the engine, every so many runs of a program are done again on the emulator, and an error
             is raised when they differ; 0: none.
+        worker: let a process of its own drive the device, so that a framework that aborts or hangs does not lose a run.
     """
 
     device: str = "auto"
@@ -47,14 +48,16 @@ class Options:
     switches: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     loss: str = "auto"
     recheck: int = 0
+    worker: bool = False
 
     def __post_init__(self) -> None:
         _check("device", self.device, DEVICES)
         _check("numerics", self.numerics, NUMERICS)
         _check("scaling", self.scaling, SCALINGS)
         _check("loss", self.loss, LOSSES)
-        if not isinstance(self.strict, bool):
-            raise UserError(f"option 'strict' is True or False, not {self.strict!r}")
+        for name in ("strict", "worker"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"option '{name}' is True or False, not {getattr(self, name)!r}")
         if isinstance(self.recheck, bool) or not isinstance(self.recheck, int) or self.recheck < 0:
             raise UserError(f"option 'recheck' is a number of runs, or 0 for none, not {self.recheck!r}")
         _check("chip", self.chip, tuple(known_chips()))

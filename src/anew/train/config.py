@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anew.chips import load_chip
+from anew.device.machine import default_chip
 from anew.errors import UserError
 from anew.train.presets import PRESETS, Preset
 
@@ -33,8 +34,10 @@ class TrainConfig:
     val_every: int
     seed: int = 0
     device: str = "auto"
-    chip: str = "m4"
+    chip: str = dataclasses.field(default_factory=default_chip)
     numerics: str = "fast"
+    recheck: int = 0
+    worker: bool = False
     save_every: int = 100
     keep: int = 2
     allow_swap: bool = False
@@ -60,7 +63,7 @@ class TrainConfig:
 
 
 #: Settings that a run may change when it goes on: none of them decides what it computes. Data is known by its tokens.
-FREE = ("data", "save_every", "keep", "allow_swap")
+FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")
 
 
 def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
@@ -116,7 +119,7 @@ def _check(config: TrainConfig) -> None:
     for name in ("seq_len", "batch_size", "grad_accum", "steps", "val_every", "keep"):
         if getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be at least 1, not {getattr(config, name)}")
-    for name in ("warmup", "weight_decay", "grad_clip", "seed", "save_every"):
+    for name in ("warmup", "weight_decay", "grad_clip", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             raise UserError(f"{flag(name)} must be 0 or more, not {getattr(config, name)}")
     if not (math.isfinite(config.lr) and config.lr > 0):

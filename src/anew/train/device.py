@@ -1,11 +1,46 @@
 """Where a run computes: plain PyTorch, or the decoder layers on an engine through anew.compile."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import nn
 
-from anew.train.config import TrainConfig
+from anew.device.machine import default_chip
+
+
+class Where(Protocol):
+    """Whatever says where to compute: :class:`Place`, or the settings of a run."""
+
+    @property
+    def device(self) -> str:
+        """As for anew.compile, or ``cpu``."""
+
+    @property
+    def chip(self) -> str:
+        """The chip to compile for."""
+
+    @property
+    def numerics(self) -> str:
+        """``fast`` or ``exact``."""
+
+    @property
+    def recheck(self) -> int:
+        """Every so many runs of a program on the engine are compared with the emulator; 0: none."""
+
+    @property
+    def worker(self) -> bool:
+        """Whether a process of its own drives the device."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to compute, and nothing else."""
+
+    device: str = "auto"
+    chip: str = field(default_factory=default_chip)
+    numerics: str = "fast"
+    recheck: int = 0
+    worker: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,18 +55,26 @@ class PlainStatistics:
     dispatches: int = 0
     rescaled: int = 0
     calibrations: int = 0
+    why: str = ""
 
 
-def place(model: nn.Module, config: TrainConfig) -> nn.Module:
+def place(model: nn.Module, config: Where) -> nn.Module:
     """Prepare the model for the chosen device and return it; `cpu` leaves it as it is."""
     if config.device == "cpu":
         return model
     import anew
 
-    return anew.compile(model, device=config.device, chip=config.chip, numerics=config.numerics)
+    return anew.compile(
+        model,
+        device=config.device,
+        chip=config.chip,
+        numerics=config.numerics,
+        recheck=config.recheck,
+        worker=config.worker,
+    )
 
 
-def statistics(model: nn.Module, config: TrainConfig) -> Any:
+def statistics(model: nn.Module, config: Where) -> Any:
     """Return the device's counters so far: anew.Statistics, or PlainStatistics for `cpu`."""
     if config.device == "cpu":
         return PlainStatistics()

@@ -171,6 +171,7 @@ def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
         f"{len(corpus.validation):,} to validate on",
         f"Tokenizer  {len(corpus.tokenizer)} pieces, {source}",
         f"Device     {describe_device(counters)}",
+        *([f"           {counters.why}"] if counters.why else []),
         f"Run        {config.steps} steps of {config.tokens_per_step} tokens "
         f"({config.batch_size} x {config.seq_len}, accumulated {config.grad_accum} x), "
         f"learning rate {config.lr:g}, seed {config.seed}",

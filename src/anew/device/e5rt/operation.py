@@ -79,7 +79,8 @@ class E5rtOperation(Operation):
         self._copies: dict[str, Tensor] = {}
 
     def _execute(self) -> None:
-        objects = {name: self._object(name, buffer) for name, buffer in self.bindings.items()}
+        known = self.engine.buffers.objects.get
+        objects = {n: known(x.data_ptr()) or self._copied(n, x) for n, x in self.bindings.items()}
         try:
             self._bind(objects).execute()
         except FrameworkError:
@@ -110,17 +111,14 @@ class E5rtOperation(Operation):
             self.program.drop_instance(self._instance)
             self._instance = None
 
-    def _object(self, name: str, buffer: Tensor) -> BufferObject:
-        """The buffer object of a tensor; an input in other memory is copied into a buffer of the operation's own."""
-        objects = self.engine.buffers.objects
-        found = objects.get(buffer.data_ptr())
-        if found is not None:
-            return found
+    def _copied(self, name: str, buffer: Tensor) -> BufferObject:
+        """An input in memory that is not the library's, copied into a buffer of the operation's own."""
         if name in self.program.output_names:
             raise DeviceError("bind", f"output port '{name}' is bound to memory of others; lease it from the device")
+        pool = self.engine.buffers
         if name not in self._copies:
-            self._copies[name] = self.engine.buffers.lease(tuple(buffer.shape), buffer.dtype)
-        return objects[self._copies[name].copy_(buffer).data_ptr()]
+            self._copies[name] = pool.lease(tuple(buffer.shape), buffer.dtype)
+        return pool.objects[self._copies[name].copy_(buffer).data_ptr()]
 
 
 def make_operation(espresso: Espresso, stack: ExitStack, function: int) -> int:

@@ -1,0 +1,189 @@
+"""The routes to the engine on their fakes: losses, growth, faults, what a call costs, and what the worker adds.
+
+No engine takes part. Behind the fake the emulated engine computes, so equal losses show that text, weights and buffers
+arrive whole; the overhead is measured on a fake that does nothing, beside a bare call of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from anew.chips import load_chip
+from anew.device.base import Device
+from anew.device.e5rt.engine import E5rtEngine
+from anew.device.e5rt.functions import Espresso
+from anew.device.emulator.engine import EmulatedEngine
+from anew.device.framework import FrameworkWarning
+from anew.device.worker.client import WorkerDevice
+from anew.frontend.model import compile_in
+from anew.frontend.options import Options
+from anew.frontend.session import Session
+from anew.mil import Builder, print_program
+from anew.train.presets import PRESETS
+from evidence import record
+from tests.runtime import faults, worker_devices
+from tests.runtime.espresso import FakeEspresso, build
+
+CHIP, STEPS, CALLS, ROUNDS = "m4", 20, 500, 9
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+PORTS = (3, 30)
+
+
+def train(device: Device, config: dict[str, Any], steps: int, each: Callable[[], None] = lambda: None) -> list[float]:
+    """Take AdamW steps on random tokens on a device; returns the losses."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    net: Any = LlamaForCausalLM(LlamaConfig(**config, use_cache=False))
+    compile_in(net, Session(Options(device="emulator", chip=CHIP, strict=True), device))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(4)
+    losses = []
+    for _ in range(steps):
+        tokens = torch.randint(0, config["vocab_size"], (1, 64), generator=generator)
+        loss = net(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        each()
+    return losses
+
+
+def e5rt_on(fake: FakeEspresso) -> E5rtEngine:
+    """Open the e5rt route on a fake."""
+    return E5rtEngine(fake.chip, espresso=Espresso(str(fake.path)))
+
+
+def losses(library: Path) -> dict[str, Any]:
+    """stories15m for some steps on the fake and on the emulator."""
+    model = PRESETS["stories15m"].model
+    fake = FakeEspresso(library, load_chip(CHIP))  # held: the library calls it back
+    found = train(e5rt_on(fake), model, STEPS)
+    wanted = train(EmulatedEngine(load_chip(CHIP)), model, STEPS)
+    differing = sum(a != b for a, b in zip(found, wanted, strict=True))
+    return {"steps": STEPS, "losses": found, "losses_differing": differing}
+
+
+def growth(library: Path) -> dict[str, Any]:
+    """Many steps of a small model, watched; then all is dropped, and what is left is counted."""
+    fake = FakeEspresso(library, load_chip(CHIP))
+    samples = watched(fake)
+    torch._dynamo.reset()
+    gc.collect()
+    gc.collect()
+    early, late = samples[49], samples[-1]
+    return {
+        "watched_steps": CALLS,
+        "objects_after_50_steps": early[0],
+        "objects_at_the_end": late[0],
+        "buffer_megabytes_after_50_steps": early[1],
+        "buffer_megabytes_at_the_end": late[1],
+        "objects_left": sum(fake.alive.values()),
+        "violations": len(fake.violations),
+    }
+
+
+def watched(fake: FakeEspresso) -> list[tuple[int, float]]:
+    """Objects of the library and megabytes of buffers after each step."""
+    device, samples = e5rt_on(fake), []
+
+    def sample() -> None:
+        samples.append((sum(fake.alive.values()), device.buffers.allocated_bytes / 1e6))
+
+    train(device, SMALL, CALLS, sample)
+    return samples
+
+
+def outcomes(library: Path) -> dict[str, Any]:
+    """What became of a run whose call of each number failed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FrameworkWarning)
+        found: Counter[str] = faults.outcomes(lambda: FakeEspresso(library, load_chip(CHIP)))
+    return {"positions": found.total(), "outcomes": dict(sorted(found.items()))}
+
+
+def microseconds(call: Callable[[], Any], times: int = 2000) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times * 1e6
+
+
+def overhead(library: Path, ports: int) -> dict[str, float]:
+    """Microseconds of a program call on a library that does nothing: the same buffers again, or all of them others."""
+    fake = FakeEspresso(library, load_chip(CHIP))
+    device, b = e5rt_on(fake), Builder()
+    inputs = [b.input(f"x{i}", (1, 16, 32)) for i in range(ports - 1)]
+    total = inputs[0]
+    for x in inputs[1:]:
+        total = b.op("add", x=total, y=x)
+    program = device.compile(*print_program(b.program([total])))
+    operation = program.operation()
+    sets = [{name: device.buffers.lease((1, 16, 32)) for name in program.ports} for _ in range(2)]
+    turn = [0]
+
+    def others() -> None:
+        turn[0] ^= 1
+        operation.bind(sets[turn[0]])
+        operation.execute()
+
+    others()
+    assert operation._instance is not None
+    bare = partial(device.espresso.functions["execution_stream_execute_sync"], operation._instance.stream)
+    calls = {"bare_call": bare, "same_buffers": operation.execute, "other_buffers": others}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times[name].append(microseconds(call))
+    program.release()
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def worker_cost() -> dict[str, float]:
+    """Microseconds of a matmul of [64, 288] x [288, 288] on the emulator, in this process and in a worker."""
+    devices: dict[str, Device] = {
+        "in_process": EmulatedEngine(load_chip(CHIP)),
+        "worker": WorkerDevice(load_chip(CHIP), worker_devices.emulator),
+    }
+    b = Builder()
+    x, w = b.input("x", (1, 64, 288)), b.input("w", (288, 288))
+    text, weights = print_program(b.program([b.op("matmul", "y", x=x, y=w, transpose_x=False, transpose_y=False)]))
+    calls = {}
+    for name, device in devices.items():
+        program = device.compile(text, weights)
+        operation = program.operation()
+        operation.bind({n: device.buffers.lease(p.type.shape).zero_() for n, p in program.ports.items()})
+        calls[name] = operation.execute
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times[name].append(microseconds(call, 200))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    """Measure and write the record."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        checked, unchecked = build(Path(folder)), build(Path(folder), "UNCHECKED")
+        figures = {
+            "e5rt": losses(checked)
+            | growth(checked)
+            | {"faults": outcomes(checked)}
+            | {f"overhead_{ports}_ports": overhead(unchecked, ports) for ports in PORTS},
+            "worker_microseconds": worker_cost(),
+        }
+    record.write("runtimes", figures)
