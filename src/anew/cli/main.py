@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import train
+from anew.cli import generate, train
 from anew.errors import AnewError
 
-VERBS = (train,)
+VERBS = (train, generate)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

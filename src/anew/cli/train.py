@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anew.cli.flags import add_device
 from anew.train.config import TrainConfig, resolve
 from anew.train.presets import PRESETS
 
@@ -59,17 +60,7 @@ def _add_settings(group: Any) -> None:
 
 
 def _add_device(group: Any) -> None:
-    group.add_argument(
-        "--device",
-        choices=("auto", "emulator", "cpu"),
-        help="auto: the engine, or the emulator where there is none; cpu: plain PyTorch (default: auto)",
-    )
-    group.add_argument("--chip", metavar="NAME", help="the chip to compile for and to emulate (default: m4)")
-    group.add_argument(
-        "--numerics",
-        choices=("exact", "fast"),
-        help="exact: the engine's arithmetic bit for bit; fast: without its finest rounding (default: fast)",
-    )
+    add_device(group)
     group.add_argument(
         "--allow-swap",
         action="store_true",

@@ -1,11 +1,34 @@
 """Where a run computes: plain PyTorch, or the decoder layers on an engine through anew.compile."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from anew.train.config import TrainConfig
+
+class Where(Protocol):
+    """Whatever says where to compute: :class:`Place`, or the settings of a run."""
+
+    @property
+    def device(self) -> str:
+        """``auto`` or ``emulator``, as for anew.compile, or ``cpu``."""
+
+    @property
+    def chip(self) -> str:
+        """The chip to compile for."""
+
+    @property
+    def numerics(self) -> str:
+        """``fast`` or ``exact``."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to compute, and nothing else."""
+
+    device: str = "auto"
+    chip: str = "m4"
+    numerics: str = "fast"
 
 
 @dataclass(frozen=True)
@@ -22,7 +45,7 @@ class PlainStatistics:
     calibrations: int = 0
 
 
-def place(model: nn.Module, config: TrainConfig) -> nn.Module:
+def place(model: nn.Module, config: Where) -> nn.Module:
     """Prepare the model for the chosen device and return it; `cpu` leaves it as it is."""
     if config.device == "cpu":
         return model
@@ -31,7 +54,7 @@ def place(model: nn.Module, config: TrainConfig) -> nn.Module:
     return anew.compile(model, device=config.device, chip=config.chip, numerics=config.numerics)
 
 
-def statistics(model: nn.Module, config: TrainConfig) -> Any:
+def statistics(model: nn.Module, config: Where) -> Any:
     """Return the device's counters so far: anew.Statistics, or PlainStatistics for `cpu`."""
     if config.device == "cpu":
         return PlainStatistics()
