@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import fuse, generate, train
+from anew.cli import evaluate, fuse, generate, train
 from anew.errors import AnewError
 
-VERBS = (train, generate, fuse)
+VERBS = (train, generate, evaluate, fuse)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
