@@ -10,7 +10,6 @@ from anew.chips import load_chip, switches_from_report
 from anew.cli.main import main
 from anew.device.base import DeviceError
 from anew.device.emulator.engine import EmulatedEngine, EmulatedOperation, EmulatedProgram
-from anew.device.machine import chip_of
 from anew.doctor.examine import PROBES, examine
 from anew.doctor.programs import budget, reload
 from anew.doctor.timing import timing
