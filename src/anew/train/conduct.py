@@ -87,7 +87,8 @@ def conduct(
 
 
 def _train(loop: Loop) -> None:
-    loop.display.start(loop.config.steps)
+    emulated = statistics(loop.model, loop.config).emulated
+    loop.display.start(loop.config.steps, ", emulated" if emulated else "")
     try:
         with stop_on_interrupt() as stop:
             loop.run(stop)

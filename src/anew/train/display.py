@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from anew.train.metrics import Record
 
@@ -14,10 +15,10 @@ REPORT_EVERY = 10
 class Display(Protocol):
     """Where a run reports to."""
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Show a line, or several."""
 
-    def start(self, steps: int) -> None:
+    def start(self, steps: int, label: str = "") -> None:
         """Training begins."""
 
     def stepped(self, record: Record) -> None:
@@ -35,22 +36,21 @@ class PlainDisplay:
 
     Args:
         report_every: steps between reports.
-        label: what else to end every report with.
     """
 
-    def __init__(self, report_every: int = REPORT_EVERY, label: str = "") -> None:
+    def __init__(self, report_every: int = REPORT_EVERY) -> None:
         self._report_every = report_every
-        self._label = label
+        self._label = ""
         self._steps = 0
         self._window: list[Record] = []
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Print at once, also into a pipe."""
         print(text, flush=True)
 
-    def start(self, steps: int) -> None:
-        """Print how many steps are to come."""
-        self._steps = steps
+    def start(self, steps: int, label: str = "") -> None:
+        """Print how many steps are to come; every report ends with the label."""
+        self._steps, self._label = steps, label
         self.say(f"Starting training..., iters: {steps}")
 
     def stepped(self, record: Record) -> None:
@@ -95,11 +95,11 @@ class LiveDisplay:
         self._task = self._progress.add_task("", total=None, visible=False)
         self._val_loss = float("nan")
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Print above the progress line, as it is: text may hold brackets, which mean nothing here."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, steps: int) -> None:
+    def start(self, steps: int, label: str = "") -> None:
         """Show the line."""
         self._progress.update(self._task, total=steps, visible=True, description="validating")
         self._progress.start()
@@ -121,8 +121,8 @@ class LiveDisplay:
         self._progress.stop()
 
 
-def make_display(plain: bool, report_every: int = REPORT_EVERY, label: str = "") -> Display:
+def make_display(plain: bool, report_every: int = REPORT_EVERY) -> Display:
     """Return a live display if standard output is a terminal and `plain` is not asked for, else a plain one."""
     if plain or not sys.stdout.isatty():
-        return PlainDisplay(report_every, label)
+        return PlainDisplay(report_every)
     return LiveDisplay(Console())
