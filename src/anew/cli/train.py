@@ -100,7 +100,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:
 
     checkpoint = find(arguments.resume)
     name = arguments.preset and Path(arguments.preset).stem
-    return settings(checkpoint, {**_choices(arguments), "name": name}), checkpoint
+    return settings(checkpoint, {**_choices(arguments), "name": name}, TrainConfig), checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,11 +12,16 @@ from anew.chips import load_chip
 from anew.device.machine import default_chip
 from anew.errors import UserError
 from anew.train.presets import PRESETS, Preset
+from anew.train.settings import Settings
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything that decides a run's result, and how often it is saved; `model` is a Hugging Face configuration."""
+
+    VERB = "train"
+    FOLDER = "out"
+    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")  # data is known by its tokens
 
     name: str
     model: dict[str, Any]
@@ -47,23 +52,10 @@ class TrainConfig:
         """Tokens that one optimizer step learns from."""
         return self.batch_size * self.grad_accum * self.seq_len
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        fields = dataclasses.asdict(self)
-        return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
-
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "TrainConfig":
-        """Return the settings that :meth:`as_json` gave; raises UserError if these are not all of them, and no more."""
-        known = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-        if odd := known.keys() ^ fields.keys():
-            raise UserError(f"these settings are of another version of anew: '{min(odd)}' is known to one of them only")
-        paths = {k: Path(v) for k, v in fields.items() if "Path" in known[k] and v is not None}
-        return cls(**{**fields, **paths})
-
-
-#: Settings that a run may change when it goes on: none of them decides what it computes. Data is known by its tokens.
-FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")
+    def flag(cls, field: str) -> str:
+        """Return the flag of a setting."""
+        return "--preset" if field == "name" else super().flag(field)
 
 
 def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
@@ -118,10 +110,10 @@ def _read_model_config(path: Path) -> dict[str, Any]:
 def _check(config: TrainConfig) -> None:
     for name in ("seq_len", "batch_size", "grad_accum", "steps", "val_every", "keep"):
         if getattr(config, name) < 1:
-            raise UserError(f"{flag(name)} must be at least 1, not {getattr(config, name)}")
+            raise UserError(f"{TrainConfig.flag(name)} must be at least 1, not {getattr(config, name)}")
     for name in ("warmup", "weight_decay", "grad_clip", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
-            raise UserError(f"{flag(name)} must be 0 or more, not {getattr(config, name)}")
+            raise UserError(f"{TrainConfig.flag(name)} must be 0 or more, not {getattr(config, name)}")
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise UserError(f"--lr must be more than 0, not {config.lr}")
     if config.warmup > config.steps:
@@ -130,8 +122,3 @@ def _check(config: TrainConfig) -> None:
     longest = config.model.get("max_position_embeddings")
     if isinstance(longest, int) and config.seq_len > longest:
         raise UserError(f"--seq-len {config.seq_len} is longer than the {longest} positions of the model {config.name}")
-
-
-def flag(field: str) -> str:
-    """Return the flag of a setting."""
-    return "--preset" if field == "name" else "--" + field.replace("_", "-")
