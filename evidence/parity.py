@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import anew
 from anew.train.data import ValidationBatch, Windows, split, validation_batches
-from anew.train.loop import evaluate, token_losses
 from anew.train.optimizer import learning_rate, make_optimizer
+from anew.train.pretraining import evaluate, token_losses
 from evidence import record
 
 STEPS, BATCH, LENGTH, VOCABULARY = 300, 2, 128, 256

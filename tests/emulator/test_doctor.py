@@ -10,7 +10,6 @@ from anew.chips import load_chip, switches_from_report
 from anew.cli.main import main
 from anew.device.base import DeviceError
 from anew.device.emulator.engine import EmulatedEngine, EmulatedOperation, EmulatedProgram
-from anew.device.machine import chip_of
 from anew.doctor.examine import PROBES, examine
 from anew.doctor.programs import budget, reload
 from anew.doctor.timing import timing
@@ -235,8 +234,3 @@ def test_bad_input_is_one_sentence(words, sentence, capsys):
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
-
-
-def test_names_of_chips():
-    assert chip_of("Apple M4 Pro") == "m4"
-    assert chip_of("Intel(R) Xeon(R) Processor") is None

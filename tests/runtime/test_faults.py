@@ -5,7 +5,7 @@ import torch
 
 from anew.device.framework import FrameworkError
 from anew.mil import Builder, print_program
-from tests.runtime.faults import SHAPE, outcomes
+from tests.runtime.faults import ANE, SHAPE, outcomes
 
 
 def test_every_call_fails_once(make_fake):
@@ -17,6 +17,22 @@ def test_every_call_fails_once(make_fake):
         "raised_execute",
         "went_on_with_a_warning",
     }
+
+
+@pytest.mark.parametrize("client_refuses", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*go through _ANEInMemoryModel")
+def test_every_message_fails_once(make_classes, monkeypatch, client_refuses):
+    monkeypatch.setattr("anew.device.ane.models.PATIENCE", 0.0)
+
+    def make():
+        fake = make_classes(client_refuses=client_refuses)
+        fake.log_calls()
+        return fake
+
+    found = outcomes(make, ANE)
+    raised = {f"raised_{stage}" for stage in ("compile", "load", "bind", "execute")}
+    assert raised <= found.keys() <= raised | {"went_on_with_a_warning", "went_on_without_it"}
+    assert found.total() > 100
 
 
 def test_a_run_that_failed_may_be_repeated(fake, open_engine):

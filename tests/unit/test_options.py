@@ -26,7 +26,7 @@ def test_an_unknown_option_like_none_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("device", "gpu", "option 'device' is one of auto, e5rt, emulator, null, not 'gpu'"),
+        ("device", "gpu", "option 'device' is one of auto, e5rt, ane, emulator, null, not 'gpu'"),
         ("numerics", "slow", "option 'numerics' is one of exact, fast, not 'slow'"),
         ("scaling", True, "option 'scaling' is one of operands, none, not True"),
         ("strict", 1, "option 'strict' is True or False, not 1"),

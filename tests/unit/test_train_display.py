@@ -10,12 +10,12 @@ from anew.train.metrics import Record
 
 
 def record(iteration: int) -> Record:
-    return Record(iteration, 2.0 + iteration % 2, None, 1e-5, 0.5, 1000.0, 1.0, 0, 27.003)
+    return Record(iteration, 2.0 + iteration % 2, None, 1e-5, 0.5, 2.0, 1000.0, 2000 * iteration, 1.0, 0, 27.003)
 
 
 def test_plain_lines_have_the_form_of_mlx_lm(capsys):
     display = PlainDisplay()
-    display.start(steps=12, tokens_per_step=2000)
+    display.start(steps=12)
     display.validated(0, 0.655, 87.79)
     for iteration in range(1, 13):
         display.stepped(record(iteration))
@@ -34,7 +34,7 @@ def test_the_live_line_shows_losses_speed_and_rate():
     stream = io.StringIO()
     display = LiveDisplay(Console(file=stream, force_terminal=True, width=120))
     display.say("Device     emulated engine [chip m4]")
-    display.start(steps=2, tokens_per_step=8)
+    display.start(steps=2)
     display.validated(0, 7.25, 0.1)
     display.stepped(record(1))
     display.stepped(record(2))

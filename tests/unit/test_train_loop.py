@@ -15,9 +15,9 @@ from anew.train.config import TrainConfig, resolve
 from anew.train.data import Windows, validation_batches
 from anew.train.display import PlainDisplay
 from anew.train.interrupt import stop_on_interrupt
-from anew.train.loop import Loop, accumulate, evaluate, train_step
 from anew.train.metrics import MetricsFile, Record
 from anew.train.optimizer import learning_rate, make_optimizer
+from anew.train.pretraining import Pretraining, accumulate, evaluate, train_step
 
 VOCAB = 16
 
@@ -51,12 +51,12 @@ def make_config(**choices) -> TrainConfig:
     return resolve("tiny", "x.txt", {**fields, **choices})
 
 
-def make_loop(tmp_path, model=None, **choices) -> Loop:
+def make_loop(tmp_path, model=None, **choices) -> Pretraining:
     config = make_config(**choices)
     windows = Windows(tokens(), config.seq_len, config.seed)
     held_out = validation_batches(tokens(100), config.seq_len, config.batch_size, 2)
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    return Loop(model or Bigram(), config, windows, held_out, PlainDisplay(), metrics=metrics)
+    return Pretraining(model or Bigram(), config, windows, held_out, PlainDisplay(), metrics=metrics)
 
 
 def test_learning_rate_rises_peaks_and_falls_to_a_tenth():
@@ -156,7 +156,7 @@ def test_the_first_interrupt_asks_and_the_second_stops(tmp_path, capfd):
 def test_a_loss_that_explodes_stops_the_run_after_three_steps(tmp_path):
     model = Bigram()
     loop = make_loop(tmp_path, model)
-    loop.history.records = [Record(0, None, 2.0, None, None, None, 1.0, 0, 0.0)]
+    loop.history.records = [Record(0, None, 2.0, None, None, None, None, 0, 1.0, 0, 0.0)]
     model.table.weight.data *= 100
     with pytest.raises(AnewError, match=r"stopped in step 3: the loss explodes, 3 steps in a row.*no checkpoint yet"):
         loop.run(lambda: False)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anew.adapters.forms import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PREFIX, peft_settings, to_peft
 from anew.errors import UserError
+from anew.models.quiet import quiet
 
 
 def load_adapter(model: Any, directory: str | Path, *, trainable: bool = False) -> Any:
@@ -111,7 +112,8 @@ def _wrap(model: Any, config: Any, folder: Path) -> Any:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config)
+        with quiet():
+            return get_peft_model(model, config)
     except ValueError as error:  # no module of that name, or one that LoRA has no form for
         raise UserError(f"the adapter in {folder} is not for this model: {_first_line(error)}") from error
 

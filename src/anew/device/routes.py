@@ -36,4 +36,16 @@ def _open_e5rt(chip: Chip) -> Device:
     return E5rtEngine(chip)
 
 
-ROUTES = {route.name: route for route in (Route("e5rt", "the C functions of Espresso.framework", _open_e5rt),)}
+def _open_ane(chip: Chip) -> Device:
+    from anew.device.ane.engine import AneEngine
+
+    return AneEngine(chip)
+
+
+ROUTES = {
+    route.name: route
+    for route in (
+        Route("e5rt", "the C functions of Espresso.framework", _open_e5rt),
+        Route("ane", "the classes of AppleNeuralEngine.framework", _open_ane),
+    )
+}

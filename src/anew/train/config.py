@@ -12,16 +12,25 @@ from anew.chips import load_chip
 from anew.device.machine import default_chip
 from anew.errors import UserError
 from anew.train.presets import PRESETS, Preset
+from anew.train.settings import Settings
+
+#: The preset of a run that names none.
+DEFAULT = "tiny"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything that decides a run's result, and how often it is saved; `model` is a Hugging Face configuration."""
+
+    VERB = "train"
+    FOLDER = "out"
+    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")  # data is known by its tokens
 
     name: str
     model: dict[str, Any]
     data: Path
     tokenizer: Path | None
+    init_from: Path | None
     out: Path
     seq_len: int
     batch_size: int
@@ -47,32 +56,23 @@ class TrainConfig:
         """Tokens that one optimizer step learns from."""
         return self.batch_size * self.grad_accum * self.seq_len
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        fields = dataclasses.asdict(self)
-        return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
-
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "TrainConfig":
-        """Return the settings that :meth:`as_json` gave; raises UserError if these are not all of them, and no more."""
-        known = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-        if odd := known.keys() ^ fields.keys():
-            raise UserError(f"these settings are of another version of anew: '{min(odd)}' is known to one of them only")
-        paths = {k: Path(v) for k, v in fields.items() if "Path" in known[k] and v is not None}
-        return cls(**{**fields, **paths})
+    def flag(cls, field: str) -> str:
+        """Return the flag of a setting."""
+        return "--preset" if field == "name" else super().flag(field)
 
 
-#: Settings that a run may change when it goes on: none of them decides what it computes. Data is known by its tokens.
-FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")
-
-
-def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
+def resolve(preset: str | None, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
     """Build the settings of a run.
 
-    `preset` is a preset's name or a path ending in .json. `choices` holds fields of TrainConfig; a value of
-    None means that the preset (or the field's own default) decides. Raises UserError with one sentence.
+    `preset` is a preset's name or a path ending in .json; None is the one called tiny, or the model of `init_from`.
+    `choices` holds fields of TrainConfig; a value of None means that the preset (or the field's own default) decides.
+    Raises UserError with one sentence.
     """
-    name, found = _find_preset(preset)
+    weights = choices.get("init_from")
+    if weights is not None and preset is not None:
+        raise UserError("--preset and --init-from exclude each other: the weights say which model it is")
+    name, found = _find_preset(preset or DEFAULT) if weights is None else _preset_of(weights)
     if data is None:
         raise UserError("there is nothing to train on: give --data FILE or --data DIR (UTF-8 text)")
     fields = {key: getattr(found, key) for key in _PRESET_FIELDS}
@@ -81,7 +81,9 @@ def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainC
     if "warmup" not in chosen:  # a preset's warmup is for its own number of steps
         fields["warmup"] = min(found.warmup, int(fields["steps"]) // 10)
     fields.setdefault("out", Path("runs") / name)
-    fields.setdefault("tokenizer", None)
+    fields.setdefault("init_from", None)
+    if "tokenizer" not in fields:
+        fields["tokenizer"] = None if weights is None else _tokenizer_of(weights)
     config = TrainConfig(name=name, model=found.model, data=Path(data), **fields)
     _check(config)
     return config
@@ -96,9 +98,27 @@ def _find_preset(preset: str) -> tuple[str, Preset]:
     if not preset.endswith(".json"):
         raise UserError(f"there is no preset {preset!r}: choose {', '.join(PRESETS)} or a CONFIG.json file")
     path = Path(preset)
-    model = _read_model_config(path)
-    seq_len = min(Preset.seq_len, model.get("max_position_embeddings") or Preset.seq_len)
-    return path.stem, Preset(model, seq_len=seq_len)
+    return path.stem, _preset(_read_model_config(path))
+
+
+def _preset(model: dict[str, Any]) -> Preset:
+    longest = model.get("max_position_embeddings") or Preset.seq_len
+    return Preset(model, seq_len=min(Preset.seq_len, longest))
+
+
+def _preset_of(weights: Path) -> tuple[str, Preset]:
+    from anew.train.initial import read_configuration  # it loads torch, for which `anew --help` should not wait
+
+    return weights.stem, _preset(read_configuration(weights))
+
+
+def _tokenizer_of(weights: Path) -> Path:
+    from anew.train.initial import tokenizer_beside
+
+    found = tokenizer_beside(weights)
+    if found is None:
+        raise UserError(f"{weights} comes without a tokenizer: give --tokenizer, the one it was trained with")
+    return found
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:
@@ -118,10 +138,10 @@ def _read_model_config(path: Path) -> dict[str, Any]:
 def _check(config: TrainConfig) -> None:
     for name in ("seq_len", "batch_size", "grad_accum", "steps", "val_every", "keep"):
         if getattr(config, name) < 1:
-            raise UserError(f"{flag(name)} must be at least 1, not {getattr(config, name)}")
+            raise UserError(f"{TrainConfig.flag(name)} must be at least 1, not {getattr(config, name)}")
     for name in ("warmup", "weight_decay", "grad_clip", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
-            raise UserError(f"{flag(name)} must be 0 or more, not {getattr(config, name)}")
+            raise UserError(f"{TrainConfig.flag(name)} must be 0 or more, not {getattr(config, name)}")
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise UserError(f"--lr must be more than 0, not {config.lr}")
     if config.warmup > config.steps:
@@ -130,8 +150,3 @@ def _check(config: TrainConfig) -> None:
     longest = config.model.get("max_position_embeddings")
     if isinstance(longest, int) and config.seq_len > longest:
         raise UserError(f"--seq-len {config.seq_len} is longer than the {longest} positions of the model {config.name}")
-
-
-def flag(field: str) -> str:
-    """Return the flag of a setting."""
-    return "--preset" if field == "name" else "--" + field.replace("_", "-")

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from anew.train.metrics import Record
 
@@ -14,10 +15,10 @@ REPORT_EVERY = 10
 class Display(Protocol):
     """Where a run reports to."""
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Show a line, or several."""
 
-    def start(self, steps: int, tokens_per_step: int) -> None:
+    def start(self, steps: int, label: str = "") -> None:
         """Training begins."""
 
     def stepped(self, record: Record) -> None:
@@ -31,38 +32,42 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    """Lines that scripts can read: a report every ten steps, in the form that mlx-lm made known."""
+    """Lines that scripts can read: a report every so many steps, in the form that mlx-lm made known.
 
-    def __init__(self) -> None:
+    Args:
+        report_every: steps between reports.
+    """
+
+    def __init__(self, report_every: int = REPORT_EVERY) -> None:
+        self._report_every = report_every
+        self._label = ""
         self._steps = 0
-        self._tokens_per_step = 0
         self._window: list[Record] = []
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Print at once, also into a pipe."""
         print(text, flush=True)
 
-    def start(self, steps: int, tokens_per_step: int) -> None:
-        """Print how many steps are to come."""
-        self._steps = steps
-        self._tokens_per_step = tokens_per_step
+    def start(self, steps: int, label: str = "") -> None:
+        """Print how many steps are to come; every report ends with the label."""
+        self._steps, self._label = steps, label
         self.say(f"Starting training..., iters: {steps}")
 
     def stepped(self, record: Record) -> None:
-        """Every ten steps and at the last, print the mean loss and rates since the report before."""
+        """When a report is due, and at the last step, print the mean loss and rates since the report before."""
         self._window.append(record)
-        if record.iteration % REPORT_EVERY and record.iteration != self._steps:
+        if record.iteration % self._report_every and record.iteration != self._steps:
             return
         losses = [r.train_loss for r in self._window if r.train_loss is not None]
-        rates = [r.tokens_per_second for r in self._window if r.tokens_per_second is not None]
-        tokens_per_second = len(rates) / sum(1 / rate for rate in rates)
+        timed = [(r.seconds, r.tokens_per_second) for r in self._window if r.seconds and r.tokens_per_second]
+        seconds = sum(took for took, _ in timed)
         self.say(
             f"Iter {record.iteration}: Train loss {sum(losses) / len(losses):.3f}, "
             f"Learning Rate {record.learning_rate:.3e}, "
-            f"It/sec {tokens_per_second / self._tokens_per_step:.3f}, "
-            f"Tokens/sec {tokens_per_second:.3f}, "
-            f"Trained Tokens {record.iteration * self._tokens_per_step}, "
-            f"Peak mem {record.peak_memory:.3f} GB"
+            f"It/sec {len(timed) / seconds:.3f}, "
+            f"Tokens/sec {sum(took * rate for took, rate in timed) / seconds:.3f}, "
+            f"Trained Tokens {record.trained_tokens}, "
+            f"Peak mem {record.peak_memory:.3f} GB{self._label}"
         )
         self._window.clear()
 
@@ -90,11 +95,11 @@ class LiveDisplay:
         self._task = self._progress.add_task("", total=None, visible=False)
         self._val_loss = float("nan")
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str | Text = "") -> None:
         """Print above the progress line, as it is: text may hold brackets, which mean nothing here."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, steps: int, tokens_per_step: int) -> None:
+    def start(self, steps: int, label: str = "") -> None:
         """Show the line."""
         self._progress.update(self._task, total=steps, visible=True, description="validating")
         self._progress.start()
@@ -116,6 +121,8 @@ class LiveDisplay:
         self._progress.stop()
 
 
-def make_display(plain: bool) -> Display:
-    """Return a live display if standard output is a terminal and `plain` is not asked for."""
-    return PlainDisplay() if plain or not sys.stdout.isatty() else LiveDisplay(Console())
+def make_display(plain: bool, report_every: int = REPORT_EVERY) -> Display:
+    """Return a live display if standard output is a terminal and `plain` is not asked for, else a plain one."""
+    if plain or not sys.stdout.isatty():
+        return PlainDisplay(report_every)
+    return LiveDisplay(Console())

@@ -1,28 +1,42 @@
-"""The training loop: accumulate, clip, step, validate, report."""
+"""The loop that every kind of training shares: step, validate, report, save, stop when it goes wrong."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from anew.errors import AnewError
-from anew.train.config import TrainConfig
-from anew.train.data import Batch, ValidationBatch, Windows
-from anew.train.device import statistics
+from anew.train.device import Where, statistics
 from anew.train.display import Display
 from anew.train.memory import peak_memory
 from anew.train.metrics import MetricsFile, Record
-from anew.train.optimizer import learning_rate, make_optimizer
 from anew.train.resume import Saver
 
 # Between regions tensors are fp32 on the host, and regions scale their operands themselves.
 LOSS_SCALE = 1.0
 #: A loss so many times as large as an untrained model's, in so many steps in a row, will not come back by itself.
 EXPLODED, PATIENCE = 2.0, 3
+
+
+class LoopSettings(Where, Protocol):
+    """What the loop asks of a run's settings."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has."""
+
+    @property
+    def val_every(self) -> int:
+        """Steps between validations."""
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints; 0: only at an interruption and the end."""
 
 
 @dataclass
@@ -40,78 +54,73 @@ class History:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken."""
+        """Steps taken."""
         return self.records[-1].iteration if self.records else 0
 
 
-def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each token, fp32; inputs, targets and result are [batch, seq_len]."""
-    logits = model(input_ids=inputs).logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+@dataclass(frozen=True)
+class Step:
+    """What came of one step: mean loss per token, learning rate, gradient norm before clipping, tokens learned from.
 
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Sequence[ValidationBatch]) -> float:
-    """Return the mean loss per token over the rows that count; the model comes back in training mode."""
-    model.eval()
-    total = 0.0
-    for batch in batches:
-        total += token_losses(model, batch.inputs, batch.targets)[: batch.real].double().sum().item()
-    model.train()
-    return total / sum(batch.targets[: batch.real].numel() for batch in batches)
-
-
-def accumulate(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Add to `.grad` the gradient of the mean loss over all batches (of one shape), and return that loss."""
-    total = 0.0
-    for inputs, targets in batches:
-        loss = token_losses(model, inputs, targets).mean()
-        (loss / len(batches)).backward()
-        total += loss.item()
-    return total / len(batches)
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], grad_clip: float
-) -> tuple[float, float]:
-    """Take one optimizer step over all batches; return the loss and the gradient norm before clipping.
-
-    A `grad_clip` of 0 clips nothing. Raises AnewError, with the weights untouched, if either is not finite.
+    Where gradients are still being accumulated there is no norm yet.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss = accumulate(model, batches)
+
+    loss: float
+    rate: float
+    norm: float | None
+    tokens: int
+
+
+def check_finite(loss: float, norm: float | None, rate_flag: str) -> None:
+    """Raise AnewError if a loss or a gradient norm is not finite."""
     if not math.isfinite(loss):
-        raise AnewError(f"the loss is {loss}: lower --lr, or look for a fault in the model or the data")
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
-    if not math.isfinite(norm):
-        raise AnewError(f"the gradient norm is {norm} at a loss of {loss:.3f}: lower --lr, or check the model")
-    optimizer.step()
-    return loss, norm
+        raise AnewError(f"the loss is {loss}: lower {rate_flag}, or look for a fault in the model or the data")
+    if norm is not None and not math.isfinite(norm):
+        raise AnewError(f"the gradient norm is {norm} at a loss of {loss:.3f}: lower {rate_flag}, or check the model")
 
 
-class Loop:
-    """One run of training; what it needs to go on from a step is that step, the model and the optimizer."""
+class Loop(ABC):
+    """One run of training; what it needs to go on from a step is that step, the model and the optimizer.
+
+    Args:
+        model: the model, placed where it computes.
+        config: the run's settings.
+        optimizer: over the model's parameters that train.
+        uniform: the loss of a uniform guess, in nats: the logarithm of the vocabulary's size.
+        display: where reports go.
+        saver: what saves the run, if anything does.
+        metrics: the file of its records, if there is one.
+    """
+
+    rate_flag = "--lr"
 
     def __init__(
         self,
         model: nn.Module,
-        config: TrainConfig,
-        windows: Windows,
-        validation: Sequence[ValidationBatch],
+        config: LoopSettings,
+        optimizer: torch.optim.Optimizer,
+        uniform: float,
         display: Display,
         saver: Saver | None = None,
         metrics: MetricsFile | None = None,
     ) -> None:
         self.model = model
         self.config = config
-        self.windows = windows
-        self.validation = validation
+        self.optimizer = optimizer
+        self.uniform = uniform
         self.display = display
         self.metrics = metrics
         self.saver = saver
-        self.optimizer = make_optimizer(model, config.weight_decay)
         self.history = History()
         self.rescaled_before = 0
+
+    @abstractmethod
+    def take_step(self, step: int) -> Step:
+        """Take step number `step`, counted from 0; raises AnewError, with the weights untouched, if it diverges."""
+
+    @abstractmethod
+    def validation_loss(self) -> float | None:
+        """Return the mean loss per token of the validation data; None if there is none."""
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train to the last step, or until `stop` says so; validate before the first step and after the last.
@@ -147,51 +156,51 @@ class Loop:
 
     def _too_large(self, record: Record) -> bool:
         """Whether a loss is far above an untrained model's: the first one measured, or that of a uniform guess."""
-        untrained = max(self.history.val_losses[0], math.log(self.config.model["vocab_size"]))
+        untrained = max([*self.history.val_losses[:1], self.uniform])
         return record.train_loss is not None and record.train_loss > EXPLODED * untrained
 
     def _check_loss(self) -> None:
         last = self.history.records[-PATIENCE:]
         if len(last) == PATIENCE and all(map(self._too_large, last)):
-            raise AnewError(f"the loss explodes, {PATIENCE} steps in a row, to {last[-1].train_loss:.3f}: lower --lr")
+            raise AnewError(
+                f"the loss explodes, {PATIENCE} steps in a row, to {last[-1].train_loss:.3f}: lower {self.rate_flag}"
+            )
 
     def _step(self, step: int) -> None:
-        config = self.config
-        rate = learning_rate(step, config.steps, config.lr, config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         started = time.perf_counter()
-        first = step * config.grad_accum
-        batches = [self.windows.batch(first + i, config.batch_size) for i in range(config.grad_accum)]
-        loss, norm = train_step(self.model, self.optimizer, batches, config.grad_clip)
+        taken = self.take_step(step)
         seconds = time.perf_counter() - started
         self.history.seconds += seconds
         done = step + 1
-        due = done % config.val_every == 0 or done == config.steps
-        val_loss = self._validate(done) if due else None
-        self._report(done, loss, val_loss, rate, norm, config.tokens_per_step / seconds)
+        due = done % self.config.val_every == 0 or done == self.config.steps
+        self._report(done, taken, seconds, self._validate(done) if due else None)
 
-    def _validate(self, iteration: int) -> float:
+    def _validate(self, iteration: int) -> float | None:
         started = time.perf_counter()
-        loss = evaluate(self.model, self.validation)
-        self.display.validated(iteration, loss, time.perf_counter() - started)
+        loss = self.validation_loss()
+        if loss is not None:
+            self.display.validated(iteration, loss, time.perf_counter() - started)
         return loss
 
     def _report(
-        self,
-        iteration: int,
-        train_loss: float | None = None,
-        val_loss: float | None = None,
-        rate: float | None = None,
-        norm: float | None = None,
-        tokens_per_second: float | None = None,
+        self, iteration: int, taken: Step | None = None, seconds: float = 0.0, val_loss: float | None = None
     ) -> None:
-        rescaled = self.rescaled_before + statistics(self.model, self.config).rescaled
+        before = self.history.records[-1].trained_tokens if self.history.records else 0
         record = Record(
-            iteration, train_loss, val_loss, rate, norm, tokens_per_second, LOSS_SCALE, rescaled, peak_memory()
+            iteration=iteration,
+            train_loss=taken.loss if taken else None,
+            val_loss=val_loss,
+            learning_rate=taken.rate if taken else None,
+            grad_norm=taken.norm if taken else None,
+            seconds=seconds if taken else None,
+            tokens_per_second=taken.tokens / seconds if taken else None,
+            trained_tokens=before + (taken.tokens if taken else 0),
+            loss_scale=LOSS_SCALE,
+            rescaled=self.rescaled_before + statistics(self.model, self.config).rescaled,
+            peak_memory=peak_memory(),
         )
         self.history.records.append(record)
         if self.metrics is not None:
             self.metrics.write(record)
-        if train_loss is not None:
+        if taken is not None:
             self.display.stepped(record)

@@ -13,10 +13,11 @@ from anew.errors import UserError
 
 @dataclass(frozen=True)
 class Record:
-    """What is known after `iteration` optimizer steps; iteration 0 is the untrained model.
+    """What is known after `iteration` steps; iteration 0 is the model as it was given.
 
-    Losses are mean natural-log cross-entropies per token; `grad_norm` is before clipping; `rescaled` counts
-    since the start; `peak_memory` is in GB. Values that were not measured are None.
+    Losses are mean natural-log cross-entropies per token; `grad_norm` is before clipping; `seconds` are those of the
+    step; `rescaled` and `trained_tokens` count since the start; `peak_memory` is in GB. Values that
+    were not measured are None.
     """
 
     iteration: int
@@ -24,7 +25,9 @@ class Record:
     val_loss: float | None
     learning_rate: float | None
     grad_norm: float | None
+    seconds: float | None
     tokens_per_second: float | None
+    trained_tokens: int
     loss_scale: float
     rescaled: int
     peak_memory: float

@@ -1,5 +1,5 @@
-"""What training holds besides its settings, as named tensors and JSON, and back: parameters, optimizer, generator, and
-what the engine's side remembers between steps.
+"""What training holds besides its settings, as named tensors and JSON, and back: parameters, optimizer, generator,
+gradients that wait for the optimizer, and what the engine's side remembers between steps.
 
 It knows no presets and no loop: any model of PyTorch, plain or compiled by :func:`anew.compile`, and any optimizer
 whose state is tensors by parameter.
@@ -17,7 +17,7 @@ from anew.errors import AnewError, UserError
 from anew.train.checkpoint import Checkpoint
 
 #: The files of a checkpoint that hold a snapshot, without their suffixes.
-MODEL, OPTIMIZER, RANDOM, ENGINE = "model", "optimizer", "random", "engine"
+MODEL, OPTIMIZER, GRADIENTS, RANDOM, ENGINE = "model", "optimizer", "gradients", "random", "engine"
 
 
 def take(
@@ -26,12 +26,14 @@ def take(
     """Return tensors and documents for :meth:`anew.train.checkpoint.Checkpoints.save`.
 
     Tensors are the live ones, no copies: parameters and persistent buffers by name (tied ones once), the optimizer's as
-    ``PARAMETER.KEY``, and the state of PyTorch's default generator. ``trained_only`` leaves out what needs no gradient,
-    such as the base of an adapter. Raises AnewError for an optimizer whose state is not tensors by parameter.
+    ``PARAMETER.KEY``, gradients that were accumulated and not used yet, and the state of PyTorch's default generator.
+    ``trained_only`` leaves out what needs no gradient, such as the base of an adapter. Raises AnewError for an
+    optimizer whose state is not tensors by parameter.
     """
     tensors = {
         MODEL: {name: x for name, x in _named(model).items() if x.requires_grad or not trained_only},
         OPTIMIZER: _of_optimizer(model, optimizer),
+        GRADIENTS: {name: x.grad for name, x in _named(model).items() if x.grad is not None},
         RANDOM: {"torch": torch.get_rng_state()},
     }
     return tensors, {ENGINE: _of_engine(model)}
@@ -45,7 +47,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     """
     weights, named = checkpoint.tensors(MODEL), _named(model)
     _check_model(weights, named, checkpoint)
-    state = checkpoint.tensors(OPTIMIZER)
+    state, gradients = checkpoint.tensors(OPTIMIZER), checkpoint.tensors(GRADIENTS)
     _check_optimizer(state, named, checkpoint)
     with torch.no_grad():
         for name, x in weights.items():
@@ -54,6 +56,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     for name, x in state.items():
         parameter, _, key = name.rpartition(".")
         optimizer.state[named[parameter]][key] = x.clone()
+    for name, gradient in gradients.items():
+        named[name].grad = gradient.clone()
     torch.set_rng_state(checkpoint.tensors(RANDOM)["torch"].clone())
     _restore_engine(model, checkpoint.document(ENGINE))
 

@@ -1,0 +1,116 @@
+"""Buffers that the engine can read and write: tensors over the memory of IOSurfaces.
+
+A surface is locked for the processor from its creation on, and unlocked only while a program runs over it: what the
+host wrote is then published to the engine, and what the engine wrote to the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+
+from anew.device.ane.methods import COMMON
+from anew.device.buffers import BufferPool
+from anew.device.foundation import Foundation
+from anew.device.framework import FrameworkError
+from anew.device.objc import Runtime
+
+#: Surfaces are made of whole pages of Apple silicon.
+PAGE = 16384
+OBJECT_WITH_SURFACE = "+[_ANEIOSurfaceObject objectWithIOSurface:]"
+
+
+class SurfaceFunctions:
+    """The C functions of IOSurface and what else makes a surface."""
+
+    def __init__(self, runtime: Runtime, foundation: Foundation) -> None:
+        pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
+        self.foundation = foundation
+        self.create = runtime.function("IOSurfaceCreate", pointer, pointer)
+        self.lock = runtime.function("IOSurfaceLock", ctypes.c_int, pointer, u32, pointer)
+        self.unlock = runtime.function("IOSurfaceUnlock", ctypes.c_int, pointer, u32, pointer)
+        self.base_address = runtime.function("IOSurfaceGetBaseAddress", pointer, pointer)
+        self.release = runtime.function("CFRelease", None, pointer)
+        self.wrap = runtime.method(OBJECT_WITH_SURFACE, COMMON[OBJECT_WITH_SURFACE])
+        keys = ("Width", "Height", "BytesPerElement", "BytesPerRow", "AllocSize", "PixelFormat")
+        self.keys = {key: runtime.constant(f"kIOSurface{key}") for key in keys}
+
+    def properties(self, nbytes: int) -> int:
+        """The dictionary that makes a surface of one row of bytes (maderix/ANE io.h)."""
+        values = {"Height": 1, "BytesPerElement": 1, "PixelFormat": 0}
+        return self.foundation.dictionary(
+            {key: self.foundation.number(values.get(name, nbytes)) for name, key in self.keys.items()}
+        )
+
+
+class Surface:
+    """One IOSurface and the object that requests take for it; released when neither pool, tensor nor request needs it.
+
+    Attributes:
+        object: address of the ``_ANEIOSurfaceObject``. address, nbytes: of the memory.
+        locked: whether the processor may use the memory.
+    """
+
+    def __init__(self, functions: SurfaceFunctions, nbytes: int) -> None:
+        self.functions = functions
+        self.nbytes = -(-nbytes // PAGE) * PAGE
+        foundation = functions.foundation
+        with ExitStack() as stack, foundation.pool():
+            self.handle = functions.create(functions.properties(self.nbytes))
+            if not self.handle:
+                raise FrameworkError("bind", "IOSurfaceCreate", "IOSurface", 0, f"no surface of {self.nbytes} bytes")
+            stack.callback(functions.release, self.handle)
+            self.object = foundation.keep(stack, functions.wrap(self.handle), OBJECT_WITH_SURFACE, "bind")
+            self.locked = False
+            self.lock()
+            stack.callback(functions.unlock, self.handle, 0, None)
+            self.address = functions.base_address(self.handle)
+            if not self.address:
+                raise FrameworkError("bind", "IOSurfaceGetBaseAddress", "IOSurface", 0, "no address came back")
+            weakref.finalize(self, stack.pop_all().close).atexit = False
+
+    def lock(self) -> None:
+        """Give the memory to the processor."""
+        if not self.locked:
+            self._check("IOSurfaceLock", self.functions.lock(self.handle, 0, None))
+            self.locked = True
+
+    def unlock(self) -> None:
+        """Give the memory to the engine."""
+        if self.locked:
+            self._check("IOSurfaceUnlock", self.functions.unlock(self.handle, 0, None))
+            self.locked = False
+
+    def _check(self, call: str, code: int) -> None:
+        if code:
+            raise FrameworkError("execute", call, "IOSurface", code)
+
+    def memory(self, nbytes: int) -> np.ndarray:
+        """The first bytes as an array that keeps the surface alive."""
+        block = (ctypes.c_uint8 * nbytes).from_address(self.address)
+        block.owner = self  # type: ignore[attr-defined]
+        return np.frombuffer(memoryview(block), np.uint8)
+
+
+class SurfacePool(BufferPool):
+    """Leases tensors over surfaces, and knows the surface behind an address."""
+
+    def __init__(self, functions: SurfaceFunctions, row_bytes: int) -> None:
+        super().__init__(row_bytes)
+        self.make = partial(Surface, functions)
+        self.surfaces: weakref.WeakValueDictionary[int, Surface] = weakref.WeakValueDictionary()
+
+    def _allocate(self, nbytes: int) -> np.ndarray:
+        surface = self.make(nbytes)
+        self.allocated_bytes += nbytes
+        self.surfaces[surface.address] = surface
+        return surface.memory(nbytes)
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        surface = self.surfaces.get(memory.ctypes.data)
+        if surface is None or surface.locked:  # one that the processor could not get back is not used again
+            super()._give_back(memory)

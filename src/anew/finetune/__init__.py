@@ -1,0 +1,1 @@
+"""Fine-tuning of pretrained models with the command line, data and files of ``mlx_lm.lora``."""

@@ -1,0 +1,95 @@
+"""Training a language model on text windows: accumulate, clip, step; the loss of the held-out windows."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anew.train.config import TrainConfig
+from anew.train.data import Batch, ValidationBatch, Windows
+from anew.train.display import Display
+from anew.train.loop import Loop, Step, check_finite
+from anew.train.metrics import MetricsFile
+from anew.train.optimizer import learning_rate, make_optimizer
+from anew.train.resume import Saver
+
+
+def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each token, fp32; inputs, targets and result are [batch, seq_len]."""
+    logits = model(input_ids=inputs).logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Sequence[ValidationBatch]) -> float:
+    """Return the mean loss per token over the rows that count; the model comes back in training mode."""
+    model.eval()
+    total = 0.0
+    for batch in batches:
+        total += token_losses(model, batch.inputs, batch.targets)[: batch.real].double().sum().item()
+    model.train()
+    return total / sum(batch.targets[: batch.real].numel() for batch in batches)
+
+
+def accumulate(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Add to `.grad` the gradient of the mean loss over all batches (of one shape), and return that loss."""
+    total = 0.0
+    for inputs, targets in batches:
+        loss = token_losses(model, inputs, targets).mean()
+        (loss / len(batches)).backward()
+        total += loss.item()
+    return total / len(batches)
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], grad_clip: float
+) -> tuple[float, float]:
+    """Take one optimizer step over all batches; return the loss and the gradient norm before clipping.
+
+    A `grad_clip` of 0 clips nothing. Raises AnewError, with the weights untouched, if either is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss = accumulate(model, batches)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
+    check_finite(loss, norm, Pretraining.rate_flag)
+    optimizer.step()
+    return loss, norm
+
+
+class Pretraining(Loop):
+    """The loop of ``anew train``."""
+
+    config: TrainConfig
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        windows: Windows,
+        validation: Sequence[ValidationBatch],
+        display: Display,
+        saver: Saver | None = None,
+        metrics: MetricsFile | None = None,
+    ) -> None:
+        optimizer = make_optimizer(model, config.weight_decay)
+        super().__init__(model, config, optimizer, math.log(config.model["vocab_size"]), display, saver, metrics)
+        self.windows = windows
+        self.validation = validation
+
+    def take_step(self, step: int) -> Step:
+        """Accumulate the gradients of the step's batches and step the optimizer."""
+        config = self.config
+        rate = learning_rate(step, config.steps, config.lr, config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        first = step * config.grad_accum
+        batches = [self.windows.batch(first + i, config.batch_size) for i in range(config.grad_accum)]
+        loss, norm = train_step(self.model, self.optimizer, batches, config.grad_clip)
+        self.optimizer.zero_grad(set_to_none=True)  # neither validation nor a checkpoint has use for gradients
+        return Step(loss, rate, norm, config.tokens_per_step)
+
+    def validation_loss(self) -> float:
+        """Return the mean loss per token of the held-out windows."""
+        return evaluate(self.model, self.validation)
