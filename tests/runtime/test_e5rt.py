@@ -20,7 +20,7 @@ from anew.device.e5rt.functions import FUNCTIONS, HANDLE, INT, OUT, SIZES, TEXT,
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.framework import FrameworkError
 from anew.device.staging import PREFIX, clean_up_once, staging_folder
-from anew.mil import Builder, print_program
+from anew.mil import Builder, Program, print_program
 from tests.runtime.espresso import SOURCE
 
 SET_CACHE = "e5_compiler_config_options_set_cache_bundle_location"
@@ -117,6 +117,19 @@ def test_instances_of_one_program_own_their_bindings(fake, program):
     first.execute()
     assert first.bindings["high"].flatten()[-1] == second.bindings["high"].flatten()[-1] == 59
     assert fake.calls.count("e5_compiler_compile") == 2  # the program, and the one that shows the row stride
+
+
+def test_a_function_of_several_is_taken_by_its_name(engine):
+    functions = {}
+    for name, kind in (("first", "sub"), ("second", "mul")):
+        b = Builder()
+        y, x = b.input("y", SHAPE), b.input("x", SHAPE)
+        functions[name] = b.function([b.op(kind, "z", x=x, y=y)], name)
+    text, weights = print_program(Program(functions))
+    for name, wanted in (("first", 1.0), ("second", 6.0)):
+        program = engine.compile(text, weights, name)
+        found = run(program, x=torch.full(SHAPE, 3.0), y=torch.full(SHAPE, 2.0))
+        assert found["z"].unique().tolist() == [wanted]
 
 
 def test_state_stays_in_one_buffer_that_two_ports_share(engine):

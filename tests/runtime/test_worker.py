@@ -28,10 +28,14 @@ CHIP = load_chip("m4")
 ONES = {"x": torch.full(SHAPE, 3.0), "y": torch.ones(SHAPE)}
 
 
-def difference(dtype="fp16"):
+def binary(kind, dtype="fp16"):
     b = Builder()
     y, x = b.input("y", SHAPE, dtype), b.input("x", SHAPE, dtype)
-    return print_program(b.program([b.op("sub", "z", x=x, y=y)]))
+    return print_program(b.program([b.op(kind, "z", x=x, y=y)]))
+
+
+def difference(dtype="fp16"):
+    return binary("sub", dtype)
 
 
 def twos(program):
@@ -97,6 +101,22 @@ def test_a_killed_worker_is_replaced_and_the_call_repeated(worker):
         assert twos(program)
     assert process_of(worker) != first
     assert twos(other)  # compiled again when it is needed
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(worker, monkeypatch):
+    programs = {kind: worker.compile(*binary(kind)) for kind in ("sub", "mul")}
+    run(programs["mul"], programs["mul"].operation(), **ONES)
+
+    def interrupted(connection, seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(worker._process._connection), "poll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        twos(programs["sub"])
+    monkeypatch.undo()
+    with pytest.warns(WorkerWarning, match="ended by SIGKILL in run"):
+        found = run(programs["mul"], programs["mul"].operation(), **ONES)
+    assert found["z"].unique().tolist() == [3.0]
 
 
 @pytest.mark.parametrize(

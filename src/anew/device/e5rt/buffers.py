@@ -43,7 +43,7 @@ class E5rtBufferPool(BufferPool):
     def __init__(self, espresso: Espresso, row_bytes: int) -> None:
         super().__init__(row_bytes)
         self.espresso = espresso
-        self.objects: weakref.WeakValueDictionary[int, BufferObject] = weakref.WeakValueDictionary()
+        self.objects: dict[int, BufferObject] = {}
 
     def _allocate(self, nbytes: int) -> np.ndarray:
         owner = BufferObject(self.espresso, nbytes)

@@ -43,11 +43,13 @@ class Process:
         try:
             self._connection.send((name, arguments))
             if not self._connection.poll(self.limits[name]):
-                self.kill()
                 raise WorkerLost(f"did not answer for {self.limits[name]:g} s")
             good, answer = self._connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise WorkerLost(self._ended()) from error
+        except BaseException:  # Ctrl-C while it works: its answer must not be taken for that to the next request
+            self.kill()
+            raise
         if not good:
             raise answer
         return answer
