@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from anew.chips import load_chip
+from anew.device.ane import models
 from anew.device.base import Device
-from anew.device.e5rt.engine import E5rtEngine
-from anew.device.e5rt.functions import Espresso
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.framework import FrameworkWarning
 from anew.device.worker.client import WorkerDevice
@@ -33,8 +33,9 @@ from anew.frontend.session import Session
 from anew.mil import Builder, print_program
 from anew.train.presets import PRESETS
 from evidence import record
-from tests.runtime import faults, worker_devices
-from tests.runtime.espresso import FakeEspresso, build
+from tests.runtime import espresso, faults, neural_engine, worker_devices
+from tests.runtime.espresso import FakeEspresso
+from tests.runtime.neural_engine import FakeNeuralEngine
 
 CHIP, STEPS, CALLS, ROUNDS = "m4", 20, 500, 9
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
@@ -61,25 +62,63 @@ def train(device: Device, config: dict[str, Any], steps: int, each: Callable[[],
     return losses
 
 
-def e5rt_on(fake: FakeEspresso) -> E5rtEngine:
-    """Open the e5rt route on a fake."""
-    return E5rtEngine(fake.chip, espresso=Espresso(str(fake.path)))
+@dataclass(frozen=True)
+class Bench:
+    """A route with its fakes: one that is strict, and one that does nothing.
+
+    Attributes:
+        make, make_idle: begin a use of each. subject: opens the route, and knows its errors.
+        bare: one call of the framework, given the device and an operation that ran.
+    """
+
+    make: Callable[[], Any]
+    make_idle: Callable[[], Any]
+    subject: faults.Subject
+    bare: Callable[[Any, Any], Callable[[], Any]]
 
 
-def losses(library: Path) -> dict[str, Any]:
+def e5rt_bench(folder: Path) -> Bench:
+    """The C functions of Espresso."""
+    checked, unchecked = espresso.build(folder), espresso.build(folder, "UNCHECKED")
+
+    def bare(device: Any, operation: Any) -> Callable[[], Any]:
+        return partial(device.espresso.functions["execution_stream_execute_sync"], operation._instance.stream)
+
+    chip = load_chip(CHIP)
+    return Bench(partial(FakeEspresso, checked, chip), partial(FakeEspresso, unchecked, chip), faults.E5RT, bare)
+
+
+def ane_bench(folder: Path) -> Bench:
+    """The classes of AppleNeuralEngine."""
+    checked, unchecked = neural_engine.build(folder), neural_engine.build(folder, "UNCHECKED")
+
+    def make() -> FakeNeuralEngine:
+        fake = FakeNeuralEngine(checked, load_chip(CHIP))
+        fake.log_calls()
+        return fake
+
+    def bare(device: Any, operation: Any) -> Callable[[], Any]:
+        surface = next(iter(device.buffers.surfaces.values()))
+        return partial(surface.functions.base_address, surface.handle)
+
+    idle = {"idle": 1, "coherent": 1}
+    return Bench(make, lambda: FakeNeuralEngine(unchecked, load_chip(CHIP), switches=idle), faults.ANE, bare)
+
+
+def losses(bench: Bench) -> dict[str, Any]:
     """stories15m for some steps on the fake and on the emulator."""
     model = PRESETS["stories15m"].model
-    fake = FakeEspresso(library, load_chip(CHIP))  # held: the library calls it back
-    found = train(e5rt_on(fake), model, STEPS)
+    fake = bench.make()  # held: the library calls it back
+    found = train(bench.subject.open(fake), model, STEPS)
     wanted = train(EmulatedEngine(load_chip(CHIP)), model, STEPS)
     differing = sum(a != b for a, b in zip(found, wanted, strict=True))
     return {"steps": STEPS, "losses": found, "losses_differing": differing}
 
 
-def growth(library: Path) -> dict[str, Any]:
+def growth(bench: Bench) -> dict[str, Any]:
     """Many steps of a small model, watched; then all is dropped, and what is left is counted."""
-    fake = FakeEspresso(library, load_chip(CHIP))
-    samples = watched(fake)
+    fake = bench.make()
+    samples = watched(bench, fake)
     torch._dynamo.reset()
     gc.collect()
     gc.collect()
@@ -95,9 +134,9 @@ def growth(library: Path) -> dict[str, Any]:
     }
 
 
-def watched(fake: FakeEspresso) -> list[tuple[int, float]]:
+def watched(bench: Bench, fake: Any) -> list[tuple[int, float]]:
     """Objects of the library and megabytes of buffers after each step."""
-    device, samples = e5rt_on(fake), []
+    device, samples = bench.subject.open(fake), []
 
     def sample() -> None:
         samples.append((sum(fake.alive.values()), device.buffers.allocated_bytes / 1e6))
@@ -106,11 +145,11 @@ def watched(fake: FakeEspresso) -> list[tuple[int, float]]:
     return samples
 
 
-def outcomes(library: Path) -> dict[str, Any]:
+def outcomes(bench: Bench) -> dict[str, Any]:
     """What became of a run whose call of each number failed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FrameworkWarning)
-        found: Counter[str] = faults.outcomes(lambda: FakeEspresso(library, load_chip(CHIP)))
+        found: Counter[str] = faults.outcomes(bench.make, bench.subject)
     return {"positions": found.total(), "outcomes": dict(sorted(found.items()))}
 
 
@@ -122,10 +161,10 @@ def microseconds(call: Callable[[], Any], times: int = 2000) -> float:
     return (time.perf_counter() - start) / times * 1e6
 
 
-def overhead(library: Path, ports: int) -> dict[str, float]:
+def overhead(bench: Bench, ports: int) -> dict[str, float]:
     """Microseconds of a program call on a library that does nothing: the same buffers again, or all of them others."""
-    fake = FakeEspresso(library, load_chip(CHIP))
-    device, b = e5rt_on(fake), Builder()
+    fake = bench.make_idle()
+    device, b = bench.subject.open(fake), Builder()
     inputs = [b.input(f"x{i}", (1, 16, 32)) for i in range(ports - 1)]
     total = inputs[0]
     for x in inputs[1:]:
@@ -141,8 +180,7 @@ def overhead(library: Path, ports: int) -> dict[str, float]:
         operation.execute()
 
     others()
-    assert operation._instance is not None
-    bare = partial(device.espresso.functions["execution_stream_execute_sync"], operation._instance.stream)
+    bare = bench.bare(device, operation)
     calls = {"bare_call": bare, "same_buffers": operation.execute, "other_buffers": others}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
@@ -174,16 +212,20 @@ def worker_cost() -> dict[str, float]:
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def route(bench: Bench) -> dict[str, Any]:
+    """All figures of one route."""
+    costs = {f"overhead_{ports}_ports": overhead(bench, ports) for ports in PORTS}
+    return losses(bench) | growth(bench) | {"faults": outcomes(bench)} | costs
+
+
 def main() -> None:
     """Measure and write the record."""
     torch.set_num_threads(1)
+    models.PATIENCE = 0.0  # a load that fails is tried again after a while, and here none comes free
     with tempfile.TemporaryDirectory() as folder:
-        checked, unchecked = build(Path(folder)), build(Path(folder), "UNCHECKED")
         figures = {
-            "e5rt": losses(checked)
-            | growth(checked)
-            | {"faults": outcomes(checked)}
-            | {f"overhead_{ports}_ports": overhead(unchecked, ports) for ports in PORTS},
+            "e5rt": route(e5rt_bench(Path(folder))),
+            "ane": route(ane_bench(Path(folder))),
             "worker_microseconds": worker_cost(),
         }
     record.write("runtimes", figures)

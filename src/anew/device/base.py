@@ -86,8 +86,8 @@ class Operation(ABC):
 
     def execute(self) -> None:
         """Run once, synchronously; raises DeviceError when a port is unbound or the device fails."""
-        missing = self.program.ports.keys() - self.bindings.keys()
-        if missing:
+        if len(self.bindings) < len(self.program.ports):
+            missing = self.program.ports.keys() - self.bindings.keys()
             raise DeviceError("execute", f"port '{min(missing)}' is not bound")
         self.program.device.statistics.dispatches += 1
         self._execute()

@@ -14,13 +14,14 @@ from typing import Any
 from anew.device.framework import FrameworkError
 from anew.device.objc import DOMAIN, Objects, Runtime
 
+ARRAY = "+[NSArray arrayWithObjects:count:]"
 METHODS = {
     "+[NSString stringWithUTF8String:]": "@24@0:8r*16",
     "-[NSString UTF8String]": "r*16@0:8",
     "+[NSData dataWithBytes:length:]": "@32@0:8r^v16Q24",
     "+[NSNumber numberWithLongLong:]": "@24@0:8q16",
     "-[NSNumber longLongValue]": "q16@0:8",
-    "+[NSArray arrayWithObjects:count:]": "@32@0:8r^@16Q24",
+    ARRAY: "@32@0:8r^@16Q24",
     "-[NSArray count]": "Q16@0:8",
     "-[NSArray objectAtIndex:]": "@24@0:8Q16",
     "+[NSDictionary dictionaryWithObjects:forKeys:count:]": "@40@0:8r^@16r^@24Q32",
@@ -63,6 +64,7 @@ class Foundation(Objects):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._methods = runtime.methods(METHODS)
+        self._new_array = self._methods[ARRAY]  # called at each run of a program
         self._kinds: list[tuple[int, Callable[[int], Any]]] = [
             (runtime.class_named("NSString"), self._text),
             (runtime.class_named("NSNumber"), self._methods["-[NSNumber longLongValue]"]),
@@ -90,7 +92,10 @@ class Foundation(Objects):
 
     def array(self, objects: Sequence[int]) -> int:
         """An NSArray of objects."""
-        return self._make("+[NSArray arrayWithObjects:count:]", _addresses(objects), len(objects))
+        made: int | None = self._new_array(_addresses(objects), len(objects))
+        if not made:
+            raise FrameworkError("bind", ARRAY, DOMAIN, 0, "no object came back")
+        return made
 
     def dictionary(self, objects: Mapping[int, int]) -> int:
         """An NSDictionary of objects by key objects."""

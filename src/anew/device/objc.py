@@ -161,6 +161,8 @@ class Objects:
 class Pool:
     """An autorelease pool; pools nest."""
 
+    __slots__ = ("_drain", "_new", "_pool")
+
     def __init__(self, new: Callable[[], int | None], drain: Callable[[int], None]) -> None:
         self._new, self._drain = new, drain
 

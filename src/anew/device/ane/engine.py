@@ -18,14 +18,13 @@ from anew.device.ane.operation import AneOperation
 from anew.device.ane.ports import Procedure, check_layout, check_names, read_procedure, row_stride
 from anew.device.ane.surfaces import PAGE, Surface, SurfaceFunctions, SurfacePool
 from anew.device.base import Device, DeviceError, LoadedProgram, Port
-from anew.device.foundation import Foundation
+from anew.device.foundation import ARRAY, Foundation
 from anew.device.framework import FrameworkWarning
 from anew.device.objc import Runtime
 from anew.device.staging import weight_files
 from anew.mil import Builder, Function, Weights, parse_program, print_program
 
 REQUEST = "+[_ANERequest requestWithInputs:inputIndices:outputs:outputIndices:weightsBuffer:perfStats:procedureIndex:]"
-ARRAY = "+[NSArray arrayWithObjects:count:]"
 
 
 @dataclass

@@ -29,7 +29,7 @@ class AneOperation(Operation):
         procedure = self.program.procedure
         inputs = [self._input(name) for name in procedure.inputs.names]
         outputs = [self._output(name) for name in procedure.outputs.names]
-        surfaces = {*inputs, *outputs}
+        surfaces = dict.fromkeys((*inputs, *outputs))  # state has one surface for two ports
         try:
             for surface in surfaces:
                 surface.unlock()

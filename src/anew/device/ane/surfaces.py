@@ -56,7 +56,7 @@ class Surface:
     """
 
     def __init__(self, functions: SurfaceFunctions, nbytes: int) -> None:
-        self.functions = functions
+        self.functions, self._lock, self._unlock = functions, functions.lock, functions.unlock
         self.nbytes = -(-nbytes // PAGE) * PAGE
         foundation = functions.foundation
         with ExitStack() as stack, foundation.pool():
@@ -76,18 +76,16 @@ class Surface:
     def lock(self) -> None:
         """Give the memory to the processor."""
         if not self.locked:
-            self._check("IOSurfaceLock", self.functions.lock(self.handle, 0, None))
+            if code := self._lock(self.handle, 0, None):
+                raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", code)
             self.locked = True
 
     def unlock(self) -> None:
         """Give the memory to the engine."""
         if self.locked:
-            self._check("IOSurfaceUnlock", self.functions.unlock(self.handle, 0, None))
+            if code := self._unlock(self.handle, 0, None):
+                raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", code)
             self.locked = False
-
-    def _check(self, call: str, code: int) -> None:
-        if code:
-            raise FrameworkError("execute", call, "IOSurface", code)
 
     def memory(self, nbytes: int) -> np.ndarray:
         """The first bytes as an array that keeps the surface alive."""
