@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anew.adapters.dora import let_dynamo_capture_dora
 from anew.adapters.forms import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PREFIX, peft_settings, to_peft
 from anew.errors import UserError
 from anew.models.quiet import quiet
@@ -111,6 +112,8 @@ def _arguments_of_mlx(folder: Path, settings: Mapping[str, Any], names: Iterable
 def _wrap(model: Any, config: Any, folder: Path) -> Any:
     from peft import get_peft_model
 
+    if config.use_dora:
+        let_dynamo_capture_dora()
     try:
         with quiet():
             return get_peft_model(model, config)

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import doctor, evaluate, finetune, fuse, generate, train
+from anew.cli import convert, doctor, evaluate, finetune, fuse, generate, tokenize, train
 from anew.errors import AnewError
 
-VERBS = (finetune, train, generate, evaluate, fuse, doctor)
+VERBS = (finetune, train, generate, evaluate, fuse, convert, tokenize, doctor)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

@@ -32,7 +32,17 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         metavar="NAME",
         help=f"{', '.join(PRESETS)}, or a Hugging Face CONFIG.json (default: tiny)",
     )
-    what.add_argument("--data", metavar="PATH", help="a UTF-8 text file, or a folder of .txt and .md files")
+    what.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="PATH",
+        help="begin from these weights, in place of --preset: a Hugging Face folder or a model.bin of llama2.c",
+    )
+    what.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a UTF-8 text file, a folder of .txt and .md files, or a .bin of tokens (anew tokenize, llama2.c, llm.c)",
+    )
     what.add_argument(
         "--tokenizer",
         type=Path,
@@ -92,7 +102,7 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
 def configure(arguments: argparse.Namespace) -> TrainConfig:
     """Return the settings of a new run that the command line asks for; raises UserError if they make no sense."""
     choices = _choices(arguments)
-    return resolve(arguments.preset or "tiny", choices.pop("data"), choices)
+    return resolve(arguments.preset, choices.pop("data"), choices)
 
 
 def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anew.adapters.dora import let_dynamo_capture_dora
 from anew.errors import UserError
 from anew.finetune.options import LORA_PARAMETERS, FinetuneConfig
 from anew.frontend.layers import repeated_layers
@@ -32,6 +33,8 @@ def adapt(model: nn.Module, config: FinetuneConfig) -> nn.Module:
         return model
     from peft import get_peft_model
 
+    if config.fine_tune_type == "dora":
+        let_dynamo_capture_dora()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that peft uses

@@ -98,7 +98,7 @@ def _check(config: FinetuneConfig) -> None:
     for name in ("val_batches", "test_batches", "num_layers"):
         if getattr(config, name) < 1 and getattr(config, name) != -1:
             raise UserError(f"{config.flag(name)} must be at least 1, or -1 for all, not {getattr(config, name)}")
-    for name in ("max_grad_norm", "seed", "save_every"):
+    for name in ("max_grad_norm", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             raise UserError(f"{config.flag(name)} must be 0 or more, not {getattr(config, name)}")
     if not (math.isfinite(config.learning_rate) and config.learning_rate > 0):

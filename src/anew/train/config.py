@@ -14,6 +14,9 @@ from anew.errors import UserError
 from anew.train.presets import PRESETS, Preset
 from anew.train.settings import Settings
 
+#: The preset of a run that names none.
+DEFAULT = "tiny"
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
@@ -27,6 +30,7 @@ class TrainConfig(Settings):
     model: dict[str, Any]
     data: Path
     tokenizer: Path | None
+    init_from: Path | None
     out: Path
     seq_len: int
     batch_size: int
@@ -58,13 +62,17 @@ class TrainConfig(Settings):
         return "--preset" if field == "name" else super().flag(field)
 
 
-def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
+def resolve(preset: str | None, data: str | None, choices: Mapping[str, Any]) -> TrainConfig:
     """Build the settings of a run.
 
-    `preset` is a preset's name or a path ending in .json. `choices` holds fields of TrainConfig; a value of
-    None means that the preset (or the field's own default) decides. Raises UserError with one sentence.
+    `preset` is a preset's name or a path ending in .json; None is the one called tiny, or the model of `init_from`.
+    `choices` holds fields of TrainConfig; a value of None means that the preset (or the field's own default) decides.
+    Raises UserError with one sentence.
     """
-    name, found = _find_preset(preset)
+    weights = choices.get("init_from")
+    if weights is not None and preset is not None:
+        raise UserError("--preset and --init-from exclude each other: the weights say which model it is")
+    name, found = _find_preset(preset or DEFAULT) if weights is None else _preset_of(weights)
     if data is None:
         raise UserError("there is nothing to train on: give --data FILE or --data DIR (UTF-8 text)")
     fields = {key: getattr(found, key) for key in _PRESET_FIELDS}
@@ -73,7 +81,9 @@ def resolve(preset: str, data: str | None, choices: Mapping[str, Any]) -> TrainC
     if "warmup" not in chosen:  # a preset's warmup is for its own number of steps
         fields["warmup"] = min(found.warmup, int(fields["steps"]) // 10)
     fields.setdefault("out", Path("runs") / name)
-    fields.setdefault("tokenizer", None)
+    fields.setdefault("init_from", None)
+    if "tokenizer" not in fields:
+        fields["tokenizer"] = None if weights is None else _tokenizer_of(weights)
     config = TrainConfig(name=name, model=found.model, data=Path(data), **fields)
     _check(config)
     return config
@@ -88,9 +98,27 @@ def _find_preset(preset: str) -> tuple[str, Preset]:
     if not preset.endswith(".json"):
         raise UserError(f"there is no preset {preset!r}: choose {', '.join(PRESETS)} or a CONFIG.json file")
     path = Path(preset)
-    model = _read_model_config(path)
-    seq_len = min(Preset.seq_len, model.get("max_position_embeddings") or Preset.seq_len)
-    return path.stem, Preset(model, seq_len=seq_len)
+    return path.stem, _preset(_read_model_config(path))
+
+
+def _preset(model: dict[str, Any]) -> Preset:
+    longest = model.get("max_position_embeddings") or Preset.seq_len
+    return Preset(model, seq_len=min(Preset.seq_len, longest))
+
+
+def _preset_of(weights: Path) -> tuple[str, Preset]:
+    from anew.train.initial import read_configuration  # it loads torch, for which `anew --help` should not wait
+
+    return weights.stem, _preset(read_configuration(weights))
+
+
+def _tokenizer_of(weights: Path) -> Path:
+    from anew.train.initial import tokenizer_beside
+
+    found = tokenizer_beside(weights)
+    if found is None:
+        raise UserError(f"{weights} comes without a tokenizer: give --tokenizer, the one it was trained with")
+    return found
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:

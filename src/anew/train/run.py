@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from anew.errors import UserError
+from anew.llama2c import read_tokens
+from anew.llama2c.tokens import SUFFIX as TOKEN_FILE
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
 from anew.train.config import TrainConfig
@@ -18,6 +21,7 @@ from anew.train.device import describe_device, place, statistics
 from anew.train.display import Display
 from anew.train.estimate import check_memory
 from anew.train.generate import decode, generate, prompt_from
+from anew.train.initial import load_weights
 from anew.train.loop import History
 from anew.train.memory import keep_freed_memory
 from anew.train.model import build_model, count_parameters, describe_model, save_model
@@ -58,7 +62,10 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
     corpus = _load_corpus(config, display, resumed=checkpoint is not None)
     saver = Saver(checkpoints, config, str(config.data), corpus.digest)
     records = records_until(saver, checkpoint, display)
-    model = place(build_model(config.model, corpus.tokenizer, config.seed), config)
+    model = build_model(config.model, corpus.tokenizer, config.seed)
+    if config.init_from is not None and checkpoint is None:
+        load_weights(model, config.init_from)
+    model = place(model, config)
     for line in _header(config, corpus, model):
         display.say(line)
     record = {
@@ -93,9 +100,13 @@ def _quiet_transformers() -> None:
 
 
 def _load_corpus(config: TrainConfig, display: Display, resumed: bool) -> Corpus:
-    documents = read_documents(config.data)
     vocab_size = config.model["vocab_size"]
     own = config.out / "tokenizer.json"
+    if config.data.suffix == TOKEN_FILE:
+        if config.tokenizer is None:
+            raise UserError(f"{config.data} holds tokens: give --tokenizer, the one that made them")
+        return Corpus(load_tokenizer(config.tokenizer), *split(read_tokens(config.data, vocab_size), config.seq_len))
+    documents = read_documents(config.data)
     if config.tokenizer is not None or resumed:
         tokenizer = load_tokenizer(config.tokenizer or own)
     else:
@@ -115,7 +126,8 @@ def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
     source = "trained on this data" if config.tokenizer is None else str(config.tokenizer)
     counters = statistics(model, config)
     return [
-        f"Model      {config.name}: {describe_model(model)}",
+        f"Model      {config.name}: {describe_model(model)}"
+        + (f", from {config.init_from}" if config.init_from else ""),
         f"Data       {config.data}: {len(corpus.train):,} tokens to train on, "
         f"{len(corpus.validation):,} to validate on",
         f"Tokenizer  {len(corpus.tokenizer)} pieces, {source}",
