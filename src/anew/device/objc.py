@@ -130,10 +130,8 @@ class Runtime:
         return lambda receiver, *arguments: send(receiver, selector, *arguments)
 
 
-#: What :class:`Objects` needs of NSObject and NSAutoreleasePool.
+#: What :class:`Objects` needs of NSObject.
 MEMORY = {
-    "+[NSAutoreleasePool new]": "@16@0:8",
-    "-[NSAutoreleasePool drain]": "v16@0:8",
     "-[NSObject retain]": "@16@0:8",
     "-[NSObject release]": "Vv16@0:8",
 }
@@ -143,12 +141,13 @@ class Objects:
     """Ownership: autorelease pools, and objects kept beyond them."""
 
     def __init__(self, runtime: Runtime) -> None:
-        found = runtime.methods(MEMORY)
-        self._new_pool, self._drain, self._retain, self._release = found.values()
+        self._retain, self._release = runtime.methods(MEMORY).values()
+        self._push = runtime.function("objc_autoreleasePoolPush", ctypes.c_void_p)
+        self._pop = runtime.function("objc_autoreleasePoolPop", None, ctypes.c_void_p)
 
     def pool(self) -> Pool:
         """A context at whose end objects die that nobody keeps."""
-        return Pool(self._new_pool, self._drain)
+        return Pool(self._push, self._pop)
 
     def keep(self, stack: ExitStack, obj: int | None, call: str, stage: str) -> int:
         """Keep an object until ``stack`` closes; raises FrameworkError when the call that made it gave none."""
@@ -161,16 +160,15 @@ class Objects:
 class Pool:
     """An autorelease pool; pools nest."""
 
-    __slots__ = ("_drain", "_new", "_pool")
+    __slots__ = ("_pool", "_pop", "_push")
 
-    def __init__(self, new: Callable[[], int | None], drain: Callable[[int], None]) -> None:
-        self._new, self._drain = new, drain
+    def __init__(self, push: Callable[[], int], pop: Callable[[int], None]) -> None:
+        self._push, self._pop = push, pop
 
     def __enter__(self) -> None:
-        self._pool = self._new()
+        self._pool = self._push()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool:
-            self._drain(self._pool)
+        self._pop(self._pool)

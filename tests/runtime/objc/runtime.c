@@ -89,7 +89,7 @@ Class make_class(const char *name, Class parent, size_t payload) {
 void add_method(Class owner, char kind, const char *selector, const char *encoding, void *function) {
     Class in = kind == '+' ? owner->isa : owner;
     method *m = malloc(sizeof *m);
-    static const char *SURE = "retain new isKindOfClass:";
+    static const char *SURE = "retain isKindOfClass:";
     bool may_fail = (encoding[0] == '@' || encoding[0] == 'B') && !strstr(SURE, selector);
     *m = (method){sel_registerName(selector), encoding, function, in->methods, may_fail};
     in->methods = m;
@@ -168,18 +168,15 @@ id autorelease(id object) {
     return pooled[pooled_count++] = object;
 }
 
-static id new_pool(Class of) {
-    id pool = make_object(of);
-    *(size_t *)payload(pool) = pooled_count;
+void *objc_autoreleasePoolPush(void) {
     pools++;
-    return pool;
+    return (void *)(pooled_count + 1);
 }
 
-static void drain_pool(id pool) {
-    size_t begin = *(size_t *)payload(pool);
-    while (pooled_count > begin) release(pooled[--pooled_count]);
+void objc_autoreleasePoolPop(void *token) {
+    if (!pools) violation("objc_autoreleasePoolPop: there is no pool");
+    while (pooled_count > (size_t)token - 1) release(pooled[--pooled_count]);
     pools--;
-    release(pool);
 }
 
 // ---- messages. A call fails by giving nil or NO; a method that takes an NSError ** gives one, if it can.
@@ -255,10 +252,7 @@ static bool is_kind_of(id object, SEL selector, Class of) {
 
 __attribute__((constructor(101))) static void define(void) {
     root_class = make_class("NSObject", NULL, 0);
-    Class pool = make_class("NSAutoreleasePool", root_class, sizeof(size_t));
     add_method(root_class, '-', "retain", "@16@0:8", retain);
     add_method(root_class, '-', "release", "Vv16@0:8", release);
     add_method(root_class, '-', "isKindOfClass:", "B24@0:8#16", is_kind_of);
-    add_method(pool, '+', "new", "@16@0:8", new_pool);
-    add_method(pool, '-', "drain", "v16@0:8", drain_pool);
 }

@@ -125,8 +125,9 @@ class ClientModel(Model):
 
     def evaluate(self, request: int) -> None:
         """See Model."""
-        arguments = (self._client, self._model, self._options, request, QOS)
-        self.foundation.check("execute", self.EVALUATE, self._evaluate, *arguments)
+        error = ctypes.c_void_p()
+        if not self._evaluate(self._client, self._model, self._options, request, QOS, ctypes.byref(error)):
+            raise self.foundation.error("execute", self.EVALUATE, error.value)
 
 
 class InMemoryWay(Way):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from torch import Tensor
 
@@ -26,9 +26,9 @@ class AneOperation(Operation):
         self._copies: dict[str, Tensor] = {}
 
     def _execute(self) -> None:
-        procedure = self.program.procedure
-        inputs = [self._input(name) for name in procedure.inputs.names]
-        outputs = [self._output(name) for name in procedure.outputs.names]
+        bindings, find = self.bindings, self.program.device.buffers.surfaces.get
+        inputs = [find(bindings[name].data_ptr()) or self._copy(name) for name in self.program.procedure.inputs.names]
+        outputs = [find(bindings[name].data_ptr()) or _refuse(name) for name in self.program.procedure.outputs.names]
         surfaces = dict.fromkeys((*inputs, *outputs))  # state has one surface for two ports
         try:
             for surface in surfaces:
@@ -38,18 +38,13 @@ class AneOperation(Operation):
             for surface in surfaces:
                 surface.lock()
 
-    def _input(self, name: str) -> Surface:
-        """The surface of an input; one in other memory is copied into a buffer of the operation's own."""
+    def _copy(self, name: str) -> Surface:
+        """The surface of a buffer of the operation's own, with what an input in other memory holds."""
         pool, buffer = self.program.device.buffers, self.bindings[name]
-        found = pool.surfaces.get(buffer.data_ptr())
-        if found is not None:
-            return found
         if name not in self._copies:
             self._copies[name] = pool.lease(tuple(buffer.shape), buffer.dtype)
         return pool.surfaces[self._copies[name].copy_(buffer).data_ptr()]
 
-    def _output(self, name: str) -> Surface:
-        found = self.program.device.buffers.surfaces.get(self.bindings[name].data_ptr())
-        if found is None:
-            raise DeviceError("bind", f"output port '{name}' is bound to memory of others; lease it from the device")
-        return found
+
+def _refuse(name: str) -> NoReturn:
+    raise DeviceError("bind", f"output port '{name}' is bound to memory of others; lease it from the device")

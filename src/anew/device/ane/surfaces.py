@@ -100,7 +100,7 @@ class SurfacePool(BufferPool):
     def __init__(self, functions: SurfaceFunctions, row_bytes: int) -> None:
         super().__init__(row_bytes)
         self.make = partial(Surface, functions)
-        self.surfaces: weakref.WeakValueDictionary[int, Surface] = weakref.WeakValueDictionary()
+        self.surfaces: dict[int, Surface] = {}
 
     def _allocate(self, nbytes: int) -> np.ndarray:
         surface = self.make(nbytes)
@@ -109,6 +109,8 @@ class SurfacePool(BufferPool):
         return surface.memory(nbytes)
 
     def _give_back(self, memory: np.ndarray) -> None:
-        surface = self.surfaces.get(memory.ctypes.data)
-        if surface is None or surface.locked:  # one that the processor could not get back is not used again
+        address = memory.ctypes.data
+        if self.surfaces[address].locked:
             super()._give_back(memory)
+        else:  # the processor could not get it back: it is not used again
+            del self.surfaces[address]
