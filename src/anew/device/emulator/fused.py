@@ -9,24 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
 from anew.device.base import INFINITE_PRODUCT
 from anew.device.emulator.rounding import (
     INF_BITS,
     absmax,
-    apply,
     elementwise_rule,
     flat,
-    largest_of_bits,
+    float_of_largest,
     magnitude_bits,
     matmul_rule,
 )
+from anew.device.emulator.team import kernel
 
 FP16_MAX = 65504.0
 _INFINITE = np.float32(INFINITE_PRODUCT)
@@ -45,87 +45,122 @@ def times(x: np.float32, y: np.float32) -> np.float32:
     return elementwise_rule(product if finite or product != product else infinite)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _scale_slice(x: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32:
+@kernel
+def _scale(x: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32:
     largest = np.int32(0)
-    for i in range(x.size):
+    for i in prange(x.size):
         largest = max(largest, magnitude_bits(x[i]))
         out[i] = times(x[i], factor)
     return largest
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _finish_slice(x: np.ndarray, carried: np.float32) -> np.int32:
+@kernel
+def _finish(x: np.ndarray, carried: np.float32) -> np.int32:
     largest = np.int32(0)
-    for i in range(x.size):
+    for i in prange(x.size):
         product = matmul_rule(x[i] * carried)
         largest = max(largest, magnitude_bits(product))
         x[i] = product
     return largest
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _finish_scale_slice(x: np.ndarray, carried: np.float32, factor: np.float32) -> np.int32:
+@kernel
+def _finish_scale(x: np.ndarray, carried: np.float32, factor: np.float32) -> np.int32:
     largest = np.int32(0)
-    for i in range(x.size):
+    for i in prange(x.size):
         product = matmul_rule(x[i] * carried)
         largest = max(largest, magnitude_bits(product))
         x[i] = times(product, factor)
     return largest
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _add_slice(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-    for i in range(x.size):
-        out[i] = elementwise_rule(x[i] + y[i])
+@kernel
+def _add(x: np.ndarray, y: np.ndarray, repeat: int, out: np.ndarray) -> None:
+    for i in prange(len(x)):
+        left, right, result = x[i], y[np.int64(i) // repeat % len(y)], out[i]
+        if right.size == 1:
+            for j in range(left.size):
+                result[j] = elementwise_rule(left[j] + right[0])
+        else:
+            for j in range(left.size):
+                result[j] = elementwise_rule(left[j] + right[j])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _sub_slice(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-    for i in range(x.size):
-        out[i] = elementwise_rule(x[i] - y[i])
+@kernel
+def _sub(x: np.ndarray, y: np.ndarray, repeat: int, out: np.ndarray) -> None:
+    for i in prange(len(x)):
+        left, right, result = x[i], y[np.int64(i) // repeat % len(y)], out[i]
+        if right.size == 1:
+            for j in range(left.size):
+                result[j] = elementwise_rule(left[j] - right[0])
+        else:
+            for j in range(left.size):
+                result[j] = elementwise_rule(left[j] - right[j])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _mul_slice(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-    for i in range(x.size):
-        out[i] = times(x[i], y[i])
+@kernel
+def _mul(x: np.ndarray, y: np.ndarray, repeat: int, out: np.ndarray) -> None:
+    for i in prange(len(x)):
+        left, right, result = x[i], y[np.int64(i) // repeat % len(y)], out[i]
+        if right.size == 1:
+            for j in range(left.size):
+                result[j] = times(left[j], right[0])
+        else:
+            for j in range(left.size):
+                result[j] = times(left[j], right[j])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _round_slice(x: np.ndarray) -> np.int32:
-    largest = np.int32(0)
-    for i in range(x.size):
-        largest = max(largest, magnitude_bits(x[i]))
-        x[i] = elementwise_rule(x[i])
-    return largest
-
-
-_FUSED: dict[str, Callable[..., Any]] = {"add": _add_slice, "sub": _sub_slice, "mul": _mul_slice}
-_PLAIN: dict[str, Callable[..., Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
+_BINARY: dict[str, Callable[..., None]] = {"add": _add, "sub": _sub, "mul": _mul}
+_ROW = 1 << 12
+"""Elements that a row has at least, where the shapes let one choose: what is done once a row then costs nothing."""
 
 
 def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
     """``add``, ``sub`` or ``mul`` of two float32 tensors that broadcast, rounded as elementwise."""
-    if x.shape == y.shape and x.is_contiguous() and y.is_contiguous():
-        out = torch.empty_like(x)
-        apply(_FUSED[kind], flat(x), flat(y), flat(out))
+    shape = torch.broadcast_shapes(x.shape, y.shape)
+    if kind != "sub" and x.shape != shape:
+        x, y = y, x
+    x = x.expand(shape).contiguous()
+    out = torch.empty_like(x)
+    if out.numel() == 0:
         return out
-    if kind == "mul" and y.numel() == 1 and y.dim() <= x.dim():
-        return scale(x, y.item())[0]
-    result = _PLAIN[kind](x, y).contiguous()
-    largest = largest_of_bits(apply(_round_slice, flat(result)))
-    if kind == "mul" and largest == math.inf:
-        return binary(kind, *(operand.contiguous() for operand in torch.broadcast_tensors(x, y)))
-    return result
+    found = _rows(shape, (*(1,) * (len(shape) - y.dim()), *y.shape))
+    if found is None:
+        y = y.expand(shape)
+        found = _rows(shape, shape)
+        assert found is not None
+    width, columns, repeat = found
+    rows, others, results = flat(x).reshape(-1, width), flat(y.contiguous()).reshape(-1, columns), flat(out)
+    _BINARY[kind](rows, others, repeat, results.reshape(-1, width))
+    return out
+
+
+def _rows(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Cut ``shape`` into rows such that each meets one row of ``other``, which broadcasts to it.
+
+    Returns the width of a row, the columns of one of ``other`` (the width, or 1), and how many rows in turn meet the
+    same row of ``other``; None if axes that ``other`` has and lacks alternate too often.
+    """
+    axes = [(extent, extent == theirs) for extent, theirs in zip(shape, other, strict=True) if extent != 1]
+
+    def take(shared: bool, enough: float = math.inf) -> int:
+        size = 1
+        while axes and axes[-1][1] == shared and size < enough:
+            size *= axes.pop()[0]
+        return size
+
+    columns = take(True, _ROW)
+    width = columns if columns > 1 else take(False, _ROW)
+    repeat = take(False)
+    take(True), take(False)
+    return None if axes else (width, columns, repeat)
 
 
 def scale(x: Tensor, factor: float) -> tuple[Tensor, float]:
     """Return ``x * factor`` rounded as elementwise, and the largest magnitude of ``x`` (inf if any is not finite)."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    number = np.float32(factor)
-    return out, largest_of_bits(apply(lambda a, b: _scale_slice(a, number, b), flat(x), flat(out)))
+    return out, float_of_largest(_scale(flat(x), np.float32(factor), flat(out)))
 
 
 @dataclass(frozen=True)
@@ -157,6 +192,5 @@ def finish_product_(x: Tensor, factor: float | None, carried: float = 1.0) -> fl
     """
     before = np.float32(carried)
     if factor is None:
-        return largest_of_bits(apply(lambda a: _finish_slice(a, before), flat(x)))
-    number = np.float32(factor)
-    return largest_of_bits(apply(lambda a: _finish_scale_slice(a, before, number), flat(x)))
+        return float_of_largest(_finish(flat(x), before))
+    return float_of_largest(_finish_scale(flat(x), before, np.float32(factor)))

@@ -22,10 +22,12 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anew.device.emulator.rounding import apply, elementwise_rule, flat, magnitude_bits, round_elementwise_
+from anew.device.emulator.rounding import elementwise_rule, flat, magnitude_bits, round_elementwise_
+from anew.device.emulator.team import kernel
 from anew.mil import OPS
 
 __all__ = ["TABLES", "function_table", "gather", "look_up", "slot"]
@@ -62,10 +64,10 @@ def gather(x: np.ndarray, shift: np.float32, table: np.ndarray, places: np.ndarr
         out[i] = table[places[i]]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _look_up_slice(x: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    places = np.empty(_BLOCK, np.int32)
-    for start in range(0, x.size, _BLOCK):
+@kernel
+def _look_up(x: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    for block in prange(-(-x.size // _BLOCK)):
+        places, start = np.empty(_BLOCK, np.int32), block * _BLOCK
         gather(x[start : start + _BLOCK], np.float32(0.0), table, places, out[start : start + _BLOCK])
 
 
@@ -73,7 +75,7 @@ def look_up(x: Tensor, table: Table) -> Tensor:
     """Return a function of every element of `x`, float32 on the fp16 grid, as contiguous float32 on that grid."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    apply(lambda a, b: _look_up_slice(a, table, b), flat(x), flat(out))
+    _look_up(flat(x), table, flat(out))
     return out
 
 

@@ -51,8 +51,8 @@ from anew.device.emulator.rounding import (
     one_ulp_up,
     power_of_two_part,
     round_matmul_,
-    run_tasks,
 )
+from anew.device.emulator.team import run_tasks
 
 __all__ = ["fixed_point_sums", "matmul_exact", "matmul_fast"]
 

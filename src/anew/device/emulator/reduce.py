@@ -16,9 +16,11 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
-from anew.device.emulator.rounding import apply, elementwise_rule, flat
+from anew.device.emulator.rounding import elementwise_rule, flat
+from anew.device.emulator.team import kernel
 
 __all__ = ["LANES", "narrow_sum", "row_sum"]
 
@@ -26,6 +28,8 @@ _EXACT = 32
 """Neighbours summed without rounding."""
 LANES = 32
 """Partial sums kept side by side; fewer for rows shorter than `_EXACT * LANES`."""
+_ROWS = 16
+"""Rows that share the room for their lanes."""
 
 
 def narrow_sum(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
@@ -48,7 +52,7 @@ def narrow_sum(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     kept = [d for d in range(x.dim()) if d not in axes]
     out = torch.empty([1 if d in axes else n for d, n in enumerate(x.shape) if keepdim or d not in axes])
     rows = flat(x.permute(*kept, *axes).contiguous()).reshape(out.numel(), -1)
-    apply(_sum_rows, rows, flat(out))
+    _sum_rows(rows, flat(out))
     return out
 
 
@@ -56,11 +60,12 @@ def _out_of_range(dim: int, x: Tensor) -> int:
     raise IndexError(f"axis {dim} out of range for a tensor of {x.dim()} axes")
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _sum_rows(rows: np.ndarray, out: np.ndarray) -> None:
-    lanes = np.empty(LANES, np.float32)
-    for i in range(len(rows)):
-        out[i] = row_sum(rows[i], lanes)
+    for block in prange(-(-len(rows) // _ROWS)):
+        lanes = np.empty(LANES, np.float32)
+        for i in range(block * _ROWS, min((block + 1) * _ROWS, len(rows))):
+            out[i] = row_sum(rows[i], lanes)
 
 
 @numba.njit(inline="always")

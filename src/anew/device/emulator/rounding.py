@@ -8,36 +8,32 @@ The scalar rules are written as LLVM integer arithmetic on the bits of a float32
 selects without branches, so LLVM vectorises the loops on any CPU.
 """
 
-import functools
-import itertools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
+
+from anew.device.emulator.team import kernel
 
 __all__ = [
     "INF_BITS",
     "absmax",
-    "apply",
     "elementwise_rule",
     "flat",
-    "largest_of_bits",
+    "float_of_largest",
     "magnitude_bits",
     "matmul_rule",
     "round_elementwise_",
     "round_fixed_point",
     "round_float64",
     "round_matmul_",
-    "run_tasks",
 ]
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
@@ -47,33 +43,6 @@ INF_BITS = 0x7F800000
 _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
 _ELEMENTWISE_LIMIT = 0x477FE000  # 65504
 _MATMUL_LIMIT = 0x46FFE000  # 32752, the largest finite matmul result
-
-_GRAIN = 1 << 20
-"""Elements for which handing work to another thread costs less than it saves; chosen by ``python -m bench.step_time``
-on two cores, where smaller tasks made a step slower."""
-
-
-@functools.lru_cache(maxsize=2)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="anew-emulator")
-
-
-if hasattr(os, "register_at_fork"):  # a forked child inherits the executor but not its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def run_tasks(task: Callable[[int, int], Any], count: int, grain: int = 1) -> list[Any]:
-    """Return `task(start, stop)` for ranges that cover `range(count)`, run on as many threads as torch uses.
-
-    Ranges hold at least `grain` items. The calling thread takes the first one. `task` must release the GIL to
-    gain anything.
-    """
-    pieces = min(count // grain, torch.get_num_threads())
-    if pieces <= 1:
-        return [task(0, count)]
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    others = [_pool(pieces).submit(task, *span) for span in itertools.pairwise(bounds[1:])]
-    return [task(bounds[0], bounds[1]), *(other.result() for other in others)]
 
 
 def _intrinsic_function(module: ir.Module, name: str, kind: ir.Type, operands: int) -> ir.Function:
@@ -148,22 +117,22 @@ round_significand = _bits_function(types.float64, types.float64, _emit_round_dou
 """Round a finite float64 to 11 significant bits, ties away (inside numba kernels only)."""
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _elementwise_slice(x: np.ndarray) -> None:
-    for i in range(x.size):
+@kernel
+def _elementwise(x: np.ndarray) -> None:
+    for i in prange(x.size):
         x[i] = elementwise_rule(x[i])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _matmul_slice(x: np.ndarray) -> None:
-    for i in range(x.size):
+@kernel
+def _matmul(x: np.ndarray) -> None:
+    for i in prange(x.size):
         x[i] = matmul_rule(x[i])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _absmax_slice(x: np.ndarray) -> np.int32:
+@kernel
+def _absmax(x: np.ndarray) -> np.int32:
     largest = np.int32(0)
-    for i in range(x.size):
+    for i in prange(x.size):
         largest = max(largest, magnitude_bits(x[i]))
     return largest
 
@@ -183,15 +152,15 @@ def fixed_point_to_fp16(units: np.int64) -> np.float32:
     return np.float32(value * 2.0**-16)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _fixed_point_slice(units: np.ndarray, out: np.ndarray) -> None:
-    for i in range(units.size):
+@kernel
+def _fixed_point(units: np.ndarray, out: np.ndarray) -> None:
+    for i in prange(units.size):
         out[i] = fixed_point_to_fp16(units[i])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _float64_slice(x: np.ndarray, out: np.ndarray) -> None:
-    for i in range(x.size):
+@kernel
+def _float64(x: np.ndarray, out: np.ndarray) -> None:
+    for i in prange(x.size):
         magnitude = abs(x[i])
         scaled = magnitude * 2.0**24
         whole = np.floor(scaled)
@@ -207,17 +176,6 @@ def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
     if x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous():
         raise ValueError(f"expected a contiguous {dtype} tensor on the CPU, got {x.dtype} on {x.device}")
     return x.detach().view(-1).numpy()
-
-
-def apply(kernel: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
-    """Run a kernel over matching slices of arrays, along their first axis.
-
-    In a whole flat array LLVM vectorises, in a range it does not.
-    """
-    count, size = len(arrays[0]), max(arrays[0].size, 1)
-    return run_tasks(
-        lambda start, stop: kernel(*(a[start:stop] for a in arrays)), count, max(_GRAIN * count // size, 1)
-    )
 
 
 def round_elementwise_(x: Tensor) -> Tensor:
@@ -238,7 +196,7 @@ def round_elementwise_(x: Tensor) -> Tensor:
     Raises:
         ValueError: another dtype, device or layout.
     """
-    apply(_elementwise_slice, flat(x, torch.float32))
+    _elementwise(flat(x, torch.float32))
     return x
 
 
@@ -259,7 +217,7 @@ def round_matmul_(x: Tensor) -> Tensor:
     Raises:
         ValueError: another dtype, device or layout.
     """
-    apply(_matmul_slice, flat(x, torch.float32))
+    _matmul(flat(x, torch.float32))
     return x
 
 
@@ -276,7 +234,7 @@ def round_fixed_point(units: Tensor) -> Tensor:
         ValueError: another dtype, device or layout.
     """
     out = torch.empty(units.shape, dtype=torch.float32)
-    apply(_fixed_point_slice, flat(units, torch.int64), flat(out, torch.float32))
+    _fixed_point(flat(units, torch.int64), flat(out, torch.float32))
     return out
 
 
@@ -297,7 +255,7 @@ def round_float64(x: Tensor) -> Tensor:
         ValueError: another dtype, device or layout.
     """
     out = torch.empty(x.shape, dtype=torch.float32)
-    apply(_float64_slice, flat(x, torch.float64), flat(out, torch.float32))
+    _float64(flat(x, torch.float64), flat(out, torch.float32))
     return out
 
 
@@ -310,10 +268,9 @@ def absmax(x: Tensor) -> float:
     Raises:
         ValueError: another dtype or device.
     """
-    return largest_of_bits(apply(_absmax_slice, flat(x.contiguous())))
+    return float_of_largest(_absmax(flat(x.contiguous())))
 
 
-def largest_of_bits(bits: list[Any]) -> float:
-    """Return the largest of magnitudes given as float32 bits; inf if one is infinite or NaN, 0 if there is none."""
-    largest = max(bits, default=0)
-    return math.inf if largest >= INF_BITS else float(np.int32(largest).view(np.float32))
+def float_of_largest(bits: np.int32) -> float:
+    """Return the largest of magnitudes, given as float32 bits; inf if it is infinite or NaN."""
+    return math.inf if bits >= INF_BITS else float(np.int32(bits).view(np.float32))

@@ -8,19 +8,20 @@ An infinite element takes all the mass, as measured (source: ane-guide, part 1, 
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import numba
 import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
 from anew.device.emulator.lookup import function_table, gather, slot
 from anew.device.emulator.reduce import LANES, row_sum
-from anew.device.emulator.rounding import apply, elementwise_rule, flat
+from anew.device.emulator.rounding import elementwise_rule, flat
+from anew.device.emulator.team import kernel
 
 __all__ = ["softmax"]
+
+_ROWS = 16
+"""Rows that share the room for their places."""
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
@@ -28,22 +29,17 @@ def softmax(x: Tensor, axis: int) -> Tensor:
     moved = x.movedim(axis, -1).contiguous()
     out = torch.empty_like(moved)
     rows, tops = flat(moved).reshape(-1, moved.shape[-1]), flat(moved.amax(-1))
-    apply(_kernel(), rows, tops, flat(out).reshape(rows.shape))
+    _softmax_rows(rows, tops, function_table("exp"), function_table("inverse"), flat(out).reshape(rows.shape))
     return out.movedim(-1, axis)
 
 
-@functools.cache
-def _kernel() -> Any:
-    exp, inverse = function_table("exp"), function_table("inverse")
-    return lambda rows, tops, out: _softmax_rows(rows, tops, exp, inverse, out)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _softmax_rows(rows: np.ndarray, tops: np.ndarray, exp: np.ndarray, inverse: np.ndarray, out: np.ndarray) -> None:
-    lanes, places = np.empty(LANES, np.float32), np.empty(rows.shape[1], np.int32)
-    for i in range(len(rows)):
-        row, result = rows[i], out[i]
-        gather(row, tops[i], exp, places, result)
-        factor = inverse[slot(row_sum(result, lanes))]
-        for j in range(row.size):
-            result[j] = elementwise_rule(result[j] * factor)
+    for block in prange(-(-len(rows) // _ROWS)):
+        lanes, places = np.empty(LANES, np.float32), np.empty(rows.shape[1], np.int32)
+        for i in range(block * _ROWS, min((block + 1) * _ROWS, len(rows))):
+            row, result = rows[i], out[i]
+            gather(row, tops[i], exp, places, result)
+            factor = inverse[slot(row_sum(result, lanes))]
+            for j in range(row.size):
+                result[j] = elementwise_rule(result[j] * factor)
