@@ -34,10 +34,12 @@ __all__ = [
     "round_fixed_point",
     "round_float64",
     "round_matmul_",
+    "widen",
 ]
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _F64, _I64 = ir.DoubleType(), ir.IntType(64)
+_F16 = ir.HalfType()
 
 INF_BITS = 0x7F800000
 _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
@@ -106,6 +108,14 @@ power_of_two_part = _bits_function(  # 2^floor(log2 |x|) of a normal value
 )
 
 
+def _emit_widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    x = builder.fpext(builder.bitcast(bits, _F16), _F32)
+    return builder.select(builder.fcmp_unordered("uno", x, x), _F32(float("inf")), x)
+
+
+_float_of_half = _bits_function(types.float32, types.int16, _emit_widen)
+
+
 def _emit_round_double(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Float64 to the nearest multiple of the fp16 unit in the last place, ties away, unlimited range."""
     bits = builder.bitcast(x, _I64)
@@ -169,6 +179,19 @@ def _float64(x: np.ndarray, out: np.ndarray) -> None:
         value = np.inf if value > 65504.0 else value
         value = 0.0 if magnitude != magnitude else value
         out[i] = np.float32(np.copysign(value, x[i]))
+
+
+@kernel
+def _widen(bits: np.ndarray, out: np.ndarray) -> None:
+    for i in prange(bits.size):
+        out[i] = _float_of_half(bits[i])
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return an fp16 tensor of any shape and strides as fresh contiguous float32; a NaN becomes +infinity."""
+    out = torch.empty(x.shape)
+    _widen(flat(x.contiguous().view(torch.int16), torch.int16), flat(out))
+    return out
 
 
 def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
