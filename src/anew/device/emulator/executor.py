@@ -25,7 +25,7 @@ class Executable:
         self.inputs = [v.name for v in function.inputs]
         self.outputs = [v.name for v in function.outputs]
         self.constants = run_time_constants(function)
-        self.steps = make_steps(function, arithmetic)
+        self.steps = make_steps(function, self.constants, arithmetic)
         _mark_last_uses(self.steps, keep={*self.outputs, *self.constants})
 
     def run(self, bindings: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "round_fixed_point",
     "round_float64",
     "round_matmul_",
+    "sign_and_magnitude",
     "widen",
 ]
 
@@ -99,6 +100,7 @@ def _bits_function(result: Any, kind: Any, emit: Callable[[ir.IRBuilder, ir.Valu
 
 # Scalar functions on the bits of a float32, for numba kernels.
 magnitude_bits = _bits_function(types.int32, types.float32, lambda b, x: b.and_(b.bitcast(x, _I32), _I32(0x7FFFFFFF)))
+sign_and_magnitude = _bits_function(types.int32, types.float32, lambda b, x: b.bitcast(x, _I32))  # negative also of -0
 float_of_bits = _bits_function(types.float32, types.int32, lambda b, x: b.bitcast(x, _F32))
 one_ulp_up = _bits_function(  # the next value away from zero
     types.float32, types.float32, lambda b, x: b.bitcast(b.add(b.bitcast(x, _I32), _I32(1)), _F32)
