@@ -27,7 +27,7 @@ from anew.device.emulator.rounding import (
     magnitude_bits,
     matmul_rule,
 )
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
 
 FP16_MAX = 65504.0
 _INFINITE = np.float32(INFINITE_PRODUCT)

@@ -52,7 +52,7 @@ from anew.device.emulator.rounding import (
     power_of_two_part,
     round_matmul_,
 )
-from anew.device.emulator.team import run_tasks
+from anew.device.team import run_tasks
 
 __all__ = ["fixed_point_sums", "matmul_exact", "matmul_fast"]
 

@@ -20,7 +20,8 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
+from anew.device.transfer import float_of_half
 
 __all__ = [
     "INF_BITS",
@@ -40,7 +41,6 @@ __all__ = [
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _F64, _I64 = ir.DoubleType(), ir.IntType(64)
-_F16 = ir.HalfType()
 
 INF_BITS = 0x7F800000
 _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
@@ -108,14 +108,6 @@ one_ulp_up = _bits_function(  # the next value away from zero
 power_of_two_part = _bits_function(  # 2^floor(log2 |x|) of a normal value
     types.float32, types.float32, lambda b, x: b.bitcast(b.and_(b.bitcast(x, _I32), _I32(INF_BITS)), _F32)
 )
-
-
-def _emit_widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    x = builder.fpext(builder.bitcast(bits, _F16), _F32)
-    return builder.select(builder.fcmp_unordered("uno", x, x), _F32(float("inf")), x)
-
-
-_float_of_half = _bits_function(types.float32, types.int16, _emit_widen)
 
 
 def _emit_round_double(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
@@ -186,7 +178,8 @@ def _float64(x: np.ndarray, out: np.ndarray) -> None:
 @kernel
 def _widen(bits: np.ndarray, out: np.ndarray) -> None:
     for i in prange(bits.size):
-        out[i] = _float_of_half(bits[i])
+        x = float_of_half(bits[i])
+        out[i] = x if x == x else np.float32(np.inf)
 
 
 def widen(x: Tensor) -> Tensor:
