@@ -17,7 +17,7 @@ def test_a_buffer_takes_and_gives_what_torch_converts(shape, exponent, threads):
     x = torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-20, 18, shape, generator=generator)
     x = x.mT if x.dim() > 1 and shape[-1] == shape[-2] else x
     buffer = BufferPool(row_bytes=64).lease(shape)
-    store(buffer, x, exponent)
+    assert store(buffer, x, exponent) == x.abs().max()
     assert torch.equal(buffer, (x * 2.0**exponent).half())
     found = load(buffer, -exponent)
     torch.set_num_threads(before)
@@ -28,6 +28,6 @@ def test_a_buffer_takes_and_gives_what_torch_converts(shape, exponent, threads):
 def test_what_is_not_finite_stays_so():
     buffer = BufferPool(row_bytes=64).lease((2, 3))
     x = torch.tensor([[torch.inf, -torch.inf, torch.nan], [1e9, -1e9, -0.0]])
-    store(buffer, x, 0)
+    assert store(buffer, x, 0) == torch.inf
     assert load(buffer, 0)[0, 2].isnan()
     assert torch.equal(load(buffer, 0).nan_to_num(7.0), x.half().float().nan_to_num(7.0))

@@ -73,14 +73,16 @@ class WeightStore:
         forms = self._uploaded.get(weight, dict)
         known = forms.get(scaled)
         if known is None or fresh or known.source != source:
-            peak = magnitude(weight)
+            buffer = self.device.buffers.lease(tuple(weight.shape))
+            guess = known.exponent if known else 0  # a step seldom changes it, and the peak comes with the writing
+            peak = store(buffer, weight, guess)
             exponent = weight_exponent(peak) if scaled and math.isfinite(peak) else 0
             if not peak * 2.0**exponent <= FP16_MAX:
                 raise AnewError(f"{name} {list(weight.shape)} reaches {peak:.4g}, {BEYOND}")
             if fresh:  # the other form, if there is one, is out of date too
                 forms.clear()
-            buffer = self.device.buffers.lease(tuple(weight.shape))
-            store(buffer, weight, exponent)
+            if exponent != guess:
+                store(buffer, weight, exponent)
             known = forms[scaled] = UploadedWeight(source, buffer, exponent)
         return known
 

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from anew.device.base import INFINITE_PRODUCT
 from anew.device.emulator.rounding import (
-    INF_BITS,
     absmax,
     elementwise_rule,
     flat,
-    float_of_largest,
-    magnitude_bits,
     matmul_rule,
 )
 from anew.device.team import kernel
+from anew.device.transfer import INF_BITS, float_of_largest, magnitude_bits
 
 FP16_MAX = 65504.0
 _INFINITE = np.float32(INFINITE_PRODUCT)

@@ -26,8 +26,9 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anew.device.emulator.rounding import elementwise_rule, flat, magnitude_bits, round_elementwise_, sign_and_magnitude
+from anew.device.emulator.rounding import elementwise_rule, flat, round_elementwise_, sign_and_magnitude
 from anew.device.team import kernel
+from anew.device.transfer import magnitude_bits
 from anew.mil import OPS
 
 __all__ = ["PLACES", "TABLES", "Table", "function_table", "gather", "look_up", "slot", "tabulate"]
