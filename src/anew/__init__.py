@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anew.errors import AnewError, UserError
 
 if TYPE_CHECKING:
+    from anew.energy import measure
     from anew.frontend.explain import explain
     from anew.frontend.loss.function import linear_cross_entropy
     from anew.frontend.model import compile, statistics
@@ -25,6 +26,7 @@ __all__ = [
     "explain",
     "linear_cross_entropy",
     "load_state_dict",
+    "measure",
     "state_dict",
     "statistics",
 ]
@@ -40,6 +42,10 @@ def __getattr__(name: str) -> Any:
         from anew.frontend import state
 
         return getattr(state, name)
+    if name == "measure":
+        from anew.energy import measure
+
+        return measure
     if name == "explain":
         from anew.frontend.explain import explain
 

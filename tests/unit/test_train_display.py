@@ -1,5 +1,6 @@
 """What a run shows, line by line."""
 
+import dataclasses
 import io
 import re
 
@@ -28,6 +29,15 @@ def test_plain_lines_have_the_form_of_mlx_lm(capsys):
         "Iter 12: Train loss 2.500, Learning Rate 1.000e-05, It/sec 0.500, Tokens/sec 1000.000, "
         "Trained Tokens 24000, Peak mem 27.003 GB",
     ]
+
+
+def test_energy_stands_in_the_line_where_counters_are(capsys):
+    display = PlainDisplay()
+    display.start(steps=2)
+    for iteration in (1, 2):
+        joules = {"ane": None, "cpu": 0.25 * iteration, "gpu": 0.1, "dram": None}
+        display.stepped(dataclasses.replace(record(iteration), joules=joules))
+    assert capsys.readouterr().out.endswith("Peak mem 27.003 GB, J/step 0.475\n")
 
 
 def test_the_live_line_shows_losses_speed_and_rate():

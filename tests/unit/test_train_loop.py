@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from anew.energy import Source
 from anew.errors import AnewError
 from anew.train.config import TrainConfig, resolve
 from anew.train.data import Windows, validation_batches
@@ -160,3 +161,20 @@ def test_a_loss_that_explodes_stops_the_run_after_three_steps(tmp_path):
     model.table.weight.data *= 100
     with pytest.raises(AnewError, match=r"stopped in step 3: the loss explodes, 3 steps in a row.*no checkpoint yet"):
         loop.run(lambda: False)
+
+
+def test_steps_carry_the_energy_that_counters_give(tmp_path, monkeypatch):
+    class Counters:
+        def begin_window(self, label):
+            pass
+
+        def end_window(self, label):
+            return {"cpu": 2.5, "ane": 0.0}
+
+    source = Source("stand-in", Counters(), lambda found: found)
+    monkeypatch.setattr("anew.energy.find_source", lambda: source)
+    loop = make_loop(tmp_path)
+    loop.run(lambda: False)
+    steps = loop.history.records[1:]
+    assert loop.history.records[0].joules is None
+    assert [r.joules for r in steps] == [{"ane": None, "cpu": 2.5, "gpu": None, "dram": None}] * len(steps)

@@ -67,7 +67,7 @@ class PlainDisplay:
             f"It/sec {len(timed) / seconds:.3f}, "
             f"Tokens/sec {sum(took * rate for took, rate in timed) / seconds:.3f}, "
             f"Trained Tokens {record.trained_tokens}, "
-            f"Peak mem {record.peak_memory:.3f} GB{self._label}"
+            f"Peak mem {record.peak_memory:.3f} GB{_energy(self._window)}{self._label}"
         )
         self._window.clear()
 
@@ -77,6 +77,12 @@ class PlainDisplay:
 
     def stop(self) -> None:
         """Leave the lines as they are."""
+
+
+def _energy(window: list[Record]) -> str:
+    """Joules of a step over a window, of the rails that could be read; nothing where none could."""
+    taken = [[j for j in r.joules.values() if j is not None] for r in window if r.joules]
+    return f", J/step {sum(map(sum, taken)) / len(taken):.3g}" if taken else ""
 
 
 class LiveDisplay:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from anew.energy import Energy, measure
 from anew.errors import AnewError
 from anew.train.device import Where, statistics
 from anew.train.display import Display
@@ -167,13 +168,12 @@ class Loop(ABC):
             )
 
     def _step(self, step: int) -> None:
-        started = time.perf_counter()
-        taken = self.take_step(step)
-        seconds = time.perf_counter() - started
-        self.history.seconds += seconds
+        with measure() as energy:
+            taken = self.take_step(step)
+        self.history.seconds += energy.seconds
         done = step + 1
         due = done % self.config.val_every == 0 or done == self.config.steps
-        self._report(done, taken, seconds, self._validate(done) if due else None)
+        self._report(done, taken, energy, self._validate(done) if due else None)
 
     def _validate(self, iteration: int) -> float | None:
         started = time.perf_counter()
@@ -183,7 +183,7 @@ class Loop(ABC):
         return loss
 
     def _report(
-        self, iteration: int, taken: Step | None = None, seconds: float = 0.0, val_loss: float | None = None
+        self, iteration: int, taken: Step | None = None, energy: Energy | None = None, val_loss: float | None = None
     ) -> None:
         before = self.history.records[-1].trained_tokens if self.history.records else 0
         record = Record(
@@ -192,12 +192,13 @@ class Loop(ABC):
             val_loss=val_loss,
             learning_rate=taken.rate if taken else None,
             grad_norm=taken.norm if taken else None,
-            seconds=seconds if taken else None,
-            tokens_per_second=taken.tokens / seconds if taken else None,
+            seconds=energy.seconds if energy else None,
+            tokens_per_second=taken.tokens / energy.seconds if taken and energy else None,
             trained_tokens=before + (taken.tokens if taken else 0),
             loss_scale=LOSS_SCALE,
             rescaled=self.rescaled_before + statistics(self.model, self.config).rescaled,
             peak_memory=peak_memory(),
+            joules=energy.joules if energy and energy.total is not None else None,
         )
         self.history.records.append(record)
         if self.metrics is not None:

@@ -16,8 +16,8 @@ class Record:
     """What is known after `iteration` steps; iteration 0 is the model as it was given.
 
     Losses are mean natural-log cross-entropies per token; `grad_norm` is before clipping; `seconds` are those of the
-    step; `rescaled` and `trained_tokens` count since the start; `peak_memory` is in GB. Values that
-    were not measured are None.
+    step; `rescaled` and `trained_tokens` count since the start; `peak_memory` is in GB; `joules` are those of the step
+    and of the whole machine, by rail. Values that were not measured are None.
     """
 
     iteration: int
@@ -31,6 +31,7 @@ class Record:
     loss_scale: float
     rescaled: int
     peak_memory: float
+    joules: dict[str, float | None] | None = None
 
 
 class MetricsFile:
