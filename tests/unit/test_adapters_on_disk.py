@@ -150,6 +150,12 @@ def test_ranks_that_differ_have_no_form_in_mlx_lm(base, tmp_path):
         save_adapter(model, tmp_path / "adapter")
 
 
+def test_a_tied_head_has_no_form_in_mlx_lm(llama, tmp_path):
+    model = adapt(llama(tie_word_embeddings=True), target_modules=["lm_head"])
+    with pytest.raises(UserError, match="leave lm_head out of the adapter"):
+        save_adapter(model, tmp_path / "adapter")
+
+
 def test_trained_embeddings_have_no_form_in_both(base, tmp_path):
     model = adapt(fresh(base), modules_to_save=["embed_tokens"])
     with pytest.raises(UserError, match=r"'base_model.model.model.embed_tokens.weight' has no form"):

@@ -4,7 +4,8 @@
 ``adapters.safetensors`` those of mlx_lm. Full fine-tuning has mlx_lm's form alone.
 """
 
+from anew.adapters.fuse import fuse
 from anew.adapters.load import load_adapter, load_weights
 from anew.adapters.save import save_adapter
 
-__all__ = ["load_adapter", "load_weights", "save_adapter"]
+__all__ = ["fuse", "load_adapter", "load_weights", "save_adapter"]

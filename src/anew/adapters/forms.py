@@ -60,7 +60,8 @@ def mlx_settings(model: Any) -> dict[str, Any]:
     """Return what mlx_lm reads from ``adapter_config.json``, for the active adapter of a ``peft.PeftModel``.
 
     mlx_lm gives adapters to modules named by ``keys`` in the last ``num_layers`` layers; those of them that have no
-    tensors in the file keep a B of zero. Raises UserError for adapters of several ranks or scales: it has one of each.
+    tensors in the file keep a B of zero. Raises UserError for adapters of several ranks or scales, of which it has one
+    each, and for the adapter of a head that is tied to the embedding.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -70,6 +71,10 @@ def mlx_settings(model: Any) -> dict[str, Any]:
     scales = {float(layer.scaling[adapter]) for layer in layers.values()}
     if len(ranks) != 1 or len(scales) != 1:
         raise UserError("mlx_lm has one rank and one scale for all of an adapter: drop rank_pattern and alpha_pattern")
+    if has_adapted_tied_head(model):
+        raise UserError(
+            "mlx_lm has no head apart from the embedding that it is tied to: leave lm_head out of the adapter"
+        )
     config = model.peft_config[adapter]
     places = {name: _IN_LAYER.search(name) for name in layers}
     first = min((int(place[1]) for place in places.values() if place), default=None)
@@ -84,6 +89,12 @@ def mlx_settings(model: Any) -> dict[str, Any]:
             "keys": sorted({place[2] if place else name for name, place in places.items()}),
         },
     }
+
+
+def has_adapted_tied_head(model: Any) -> bool:
+    """Whether the output embedding of a ``peft.PeftModel`` is adapted and shares its weight with the input's."""
+    head = model.get_output_embeddings()
+    return hasattr(head, "base_layer") and head.base_layer.weight is model.get_input_embeddings().weight
 
 
 def peft_settings(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def _set(model: Any, tensors: Mapping[str, Tensor], place: Path) -> None:
 
     adapter = model.active_adapter
     here = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    _check_fit(here, tensors, place, "the adapter")
+    # Beside the adapter of a head or an embedding, peft writes weights of the model's own.
+    _check_fit({**model.state_dict(), **here}, tensors, place, "the adapter")
     if lacking := sorted(here.keys() - tensors.keys()):
         raise UserError(f"the adapter in {place} is not whole: it has no '{lacking[0]}'")
     set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)

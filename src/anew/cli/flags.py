@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_model(group: Any, *, adapter_required: bool = False) -> None:
+def add_model(group: Any, *, adapter_default: Path | None = None) -> None:
     """Add the pretrained model and its adapter, under mlx_lm's names."""
     group.add_argument(
         "--model",
@@ -17,8 +17,8 @@ def add_model(group: Any, *, adapter_required: bool = False) -> None:
         "--adapter-path",
         type=Path,
         metavar="DIR",
-        required=adapter_required,
-        help="an adapter for it, as anew finetune, peft or mlx_lm wrote it",
+        default=adapter_default,
+        help=f"an adapter that anew, peft or mlx_lm wrote (default: {adapter_default or 'none'})",
     )
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run model code that comes with the model (default: refuse)"

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import finetune, generate, train
+from anew.cli import finetune, fuse, generate, train
 from anew.errors import AnewError
 
-VERBS = (finetune, train, generate)
+VERBS = (finetune, train, generate, fuse)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

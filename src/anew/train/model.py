@@ -71,7 +71,7 @@ def save_model(model: Any, tokenizer: Any, path: Path) -> None:
         _save_model(model, tokenizer, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write the model to {path}: {error}; free some space or choose another --out"
+            f"cannot write the model to {path}: {error}; free some space or choose another folder"
         ) from error
 
 
