@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import finetune, fuse, generate, train
+from anew.cli import evaluate, finetune, fuse, generate, train
 from anew.errors import AnewError
 
-VERBS = (finetune, train, generate, fuse)
+VERBS = (finetune, train, generate, evaluate, fuse)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

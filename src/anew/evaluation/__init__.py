@@ -1,0 +1,1 @@
+"""Evaluating a causal language model: its loss and perplexity on rows of tokens."""
