@@ -74,9 +74,7 @@ def evaluate(
             # Padding is on the right, where causal attention does not look: no mask is needed.
             loss = float(model(input_ids=ids, labels=labels).loss)
             if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} in rows {done + 1} to {done + len(batch)}, the shortest counted first"
-                )
+                raise UserError(f"the loss is {loss} in rows {done + 1} to {done + len(batch)}, by length")
             total, tokens, done = total + loss * counted, tokens + counted, done + len(batch)
             progress(done)
     model.train(was_training)

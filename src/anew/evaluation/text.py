@@ -12,8 +12,9 @@ from anew.train.tokenizer import encode
 
 
 def windows(documents: Sequence[str], tokenizer: Any, vocabulary: int, length: int) -> list[Row]:
-    """Return the windows of documents, each at most ``length`` tokens; one begins with the last token of the one before.
+    """Return the windows of documents, each at most ``length`` tokens.
 
+    One begins with the last token of the one before, which it does not predict again.
     Raises UserError if an id does not fit the model's vocabulary.
     """
     tokens: np.ndarray = encode(tokenizer, documents, vocabulary)
