@@ -1,11 +1,13 @@
 """`anew generate` on the emulated engine: the text of transformers' own generate, whatever is asked for."""
 
+import copy
 import io
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import anew
 from anew.adapters import save_adapter
 from anew.cli.main import main
 from tests.pretrained import adapt, make_tokenizer, save_pretrained
@@ -76,7 +78,7 @@ def test_the_prompt_as_it_is_from_standard_input(numerics, base, capsys, monkeyp
 
 def test_an_adapter_changes_the_answer(base, tmp_path, capsys):
     model = adapt(plain(base), seed=5)
-    save_adapter(model, tmp_path)
+    save_adapter(anew.compile(copy.deepcopy(model), device="emulator"), tmp_path)
     assert generate(base, "-p", "the sun", "--adapter-path", str(tmp_path), "--verbose", "F") == 0
     shown = capsys.readouterr().out
     assert shown == expected(model, CHAT) + "\n"

@@ -16,6 +16,7 @@ from torch import Tensor
 from anew.adapters.dora import let_dynamo_capture_dora
 from anew.adapters.forms import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PREFIX, peft_settings, to_peft
 from anew.errors import UserError
+from anew.models.quiet import quiet
 
 
 def load_adapter(model: Any, directory: str | Path, *, trainable: bool = False) -> Any:
@@ -114,7 +115,8 @@ def _wrap(model: Any, config: Any, folder: Path) -> Any:
     if config.use_dora:
         let_dynamo_capture_dora()
     try:
-        return get_peft_model(model, config)
+        with quiet():
+            return get_peft_model(model, config)
     except ValueError as error:  # no module of that name, or one that LoRA has no form for
         raise UserError(f"the adapter in {folder} is not for this model: {_first_line(error)}") from error
 

@@ -40,13 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from anew.adapters.fuse import fuse, to_dtype
     from anew.models import load
+    from anew.models.quiet import quiet
     from anew.train.model import describe_model, save_model
 
     model, tokenizer = load(
         arguments.model, adapter=arguments.adapter_path, trust_remote_code=arguments.trust_remote_code
     )
     fused = to_dtype(fuse(model), getattr(torch, arguments.dtype))
-    save_model(fused, tokenizer, path)
+    with quiet():
+        save_model(fused, tokenizer, path)
     print(f"Fused {arguments.adapter_path} into {arguments.model}: {path} ({describe_model(fused)}, {arguments.dtype})")
     return 0
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anew.errors import UserError
+from anew.models.quiet import quiet
 from anew.models.source import Source, find
 
 
@@ -45,7 +45,7 @@ def _load_model(source: Source, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet():  # its report of what does not fit is as long as the model
+        with quiet():  # its report of what does not fit is as long as the model
             model, found = AutoModelForCausalLM.from_pretrained(
                 source.name,
                 dtype=torch.float32,
@@ -69,22 +69,6 @@ def _check_whole(source: Source, found: Mapping[str, Any]) -> None:
         raise UserError(f"{source} does not fit its configuration: {name} is {list(there)}, not {list(wanted)}")
     if unused := sorted(found["unexpected_keys"]):
         warnings.warn(f"{source} holds {len(unused)} weights that the model does not use: {unused[0]}", stacklevel=4)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the log of transformers to errors, and its progress bars away."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _plain(model: Any) -> Any:
