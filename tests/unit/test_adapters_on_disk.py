@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 import torch
+import transformers
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from peft import PeftModel
@@ -203,3 +204,25 @@ def test_an_adapter_of_a_larger_model(llama, saved):
     folder, _ = saved()
     with pytest.raises(UserError, match="not for this model"):
         load_adapter(llama(dim=64, vocab_size=261), folder)
+
+
+FAMILIES = {
+    "Qwen2Config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},  # which mlx_lm takes by default
+    "Qwen3Config": {"head_dim": 8},
+    "MistralConfig": {"sliding_window": None},
+    "Gemma2Config": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "Phi3Config": {"pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "vocab_size": 261, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = getattr(transformers, family)(**(sizes | more | FAMILIES[family]))
+    base = save_pretrained(AutoModelForCausalLM.from_config(config).eval(), tmp_path / "base")
+    model = adapt(fresh(base))
+    save_adapter(model, tmp_path / "adapter")
+    torch.testing.assert_close(logits(load_adapter(fresh(base), tmp_path / "adapter")), logits(model))
+    torch.testing.assert_close(mlx_logits(base, tmp_path / "adapter"), logits(model), rtol=1e-4, atol=1e-4)

@@ -21,6 +21,11 @@ def logits(model):
         return model(input_ids=TOKENS).logits.float()
 
 
+def mlx_logits(folder):
+    model, _ = mlx_lm.load(str(folder))
+    return torch.tensor(model(mx.array(TOKENS.tolist())).tolist())
+
+
 @pytest.fixture
 def base(llama, tmp_path):
     return save_pretrained(llama(vocab_size=261), tmp_path / "base")
@@ -52,9 +57,7 @@ def test_a_plain_model_with_the_logits_of_the_adapter(form, base, tmp_path, caps
     assert set(load_file(out / "model.safetensors")) == set(load_file(base / "model.safetensors"))
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(base).chat_template
     assert json.loads((out / "config.json").read_text())["use_cache"]
-    model, _ = mlx_lm.load(str(out))
-    found = torch.tensor(model(mx.array(TOKENS.tolist())).tolist())
-    torch.testing.assert_close(found, logits(adapted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mlx_logits(out), logits(adapted), rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapted_head_is_untied_from_the_embedding(llama, tmp_path):
@@ -78,6 +81,30 @@ def test_a_base_from_gguf(llama, base, adapter, tmp_path):
     path = save_gguf(llama(vocab_size=261), tmp_path / "base.gguf")
     assert fuse(path, adapter, tmp_path / "fused") == 0
     torch.testing.assert_close(logits(fresh(tmp_path / "fused")), logits(adapt(fresh(base))), rtol=1e-4, atol=1e-4)
+
+
+ROPES = {
+    "base": {"rope_type": "default", "rope_theta": 500_000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_mlx_lm_finds_the_rotary_embedding(rope, llama, tmp_path):
+    base = save_pretrained(llama(vocab_size=261, rope_parameters=ROPES[rope]), tmp_path / "base")
+    adapted = adapt(fresh(base))
+    save_adapter(adapted, tmp_path / "adapters")
+    assert fuse(base, tmp_path / "adapters", tmp_path / "fused") == 0
+    torch.testing.assert_close(logits(fresh(tmp_path / "fused")), logits(adapted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mlx_logits(tmp_path / "fused"), logits(adapted), rtol=1e-4, atol=1e-4)
+    assert (mlx_logits(tmp_path / "fused") - mlx_logits(base)).abs().max() > 0.02
 
 
 def test_the_weights_of_full_fine_tuning(base, tmp_path):

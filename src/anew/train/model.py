@@ -1,5 +1,6 @@
 """The model of a run: built from a Hugging Face configuration, counted, saved."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def _save_model(model: Any, tokenizer: Any, path: Path) -> None:
     try:
         with _caching(model):
             model.save_pretrained(fresh)
+        _tell_others_the_rotary_base(fresh / "config.json")
         tokenizer.save_pretrained(fresh)
         fresh.chmod(0o755)  # mkdtemp gives 0700
         if path.exists():
@@ -91,3 +93,19 @@ def _save_model(model: Any, tokenizer: Any, path: Path) -> None:
             fresh.rename(path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _tell_others_the_rotary_base(path: Path) -> None:
+    """Name the rotary embedding's settings in a saved configuration in the older way as well.
+
+    transformers 5 writes ``rope_parameters``; mlx_lm 0.32 (models/llama.py) looks for ``rope_theta`` and
+    ``rope_scaling`` and takes a base of 10000 without them.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:  # none, or one for each kind of layer, which had no older form
+        return
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
