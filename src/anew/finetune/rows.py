@@ -58,7 +58,7 @@ def read_rows(config: FinetuneConfig, wanted: Iterable[str]) -> dict[str, list[R
     files = {split: folder / f"{split}.jsonl" for split in wanted}
     if not any(file.is_file() for file in files.values()):
         raise UserError(f"{folder} holds none of {', '.join(file.name for file in files.values())}")
-    return {split: _read_file(file, names) if file.is_file() else [] for split, file in files.items()}
+    return {split: read_file(file, names) if file.is_file() else [] for split, file in files.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Names:
     text: str = "text"
 
 
-def _read_file(file: Path, names: Names) -> list[Row]:
+def read_file(file: Path, names: Names) -> list[Row]:
+    """Return the rows of a jsonl file; raises UserError that names every bad one by its line."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:

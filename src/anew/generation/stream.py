@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TextStreamer
 
 from anew.errors import UserError
+from anew.finetune.examples import stop_tokens
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,13 @@ def _choice(sampling: Sampling) -> dict[str, Any]:
 
 def _stops(model: Any, tokenizer: Any, words: Sequence[str]) -> list[int]:
     """Return the ids that end an answer: the model's, the tokenizer's and those of some words more."""
-    own = model.generation_config.eos_token_id
-    found = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    found = stop_tokens(model, tokenizer)
     vocabulary = tokenizer.get_vocab() if words else {}
     for word in words:
         if word not in vocabulary:
             raise UserError(f"the tokenizer has no token '{word}' to stop at")
         found.add(vocabulary[word])
-    return sorted(found - {None})
+    return sorted(found)
 
 
 def _check_length(model: nn.Module, prompt: int, new: int) -> None:

@@ -1,1 +1,0 @@
-"""Evaluating a causal language model: its loss and perplexity on rows of tokens."""
