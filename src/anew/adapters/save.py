@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def save_adapter(
     folder = Path(directory)
     adapted = isinstance(model, PeftModel)
     config, tensors = _of_adapter(model) if adapted else _of_full(model)
-    files: dict[str, Callable[[Path], None]] = {CONFIG: lambda path: _write_json(path, {**(settings or {}), **config})}
+    files: dict[str, Callable[[Path], None]] = {CONFIG: partial(_write_json, {**(settings or {}), **config})}
     for name, content in tensors.items():
-        files[name] = lambda path, content=content: save_file(content, path, metadata={"format": "pt"})  # type: ignore[misc]
+        files[name] = partial(save_file, content, metadata={"format": "pt"})
     if step is not None:
         files[f"{step:07d}_{MLX_WEIGHTS}"] = files[MLX_WEIGHTS]
     try:
@@ -71,19 +72,19 @@ def _of_full(model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Tens
 
 def _replace(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
     """Write each file beside its place, bring it to the disk, and only then rename all of them."""
-    partial = {name: folder / f".{name}{PARTIAL}" for name in files}
+    fresh = {name: folder / f".{name}{PARTIAL}" for name in files}
     try:
         for name, write in files.items():
-            write(partial[name])
-            with partial[name].open("rb") as written:
+            write(fresh[name])
+            with fresh[name].open("rb") as written:
                 os.fsync(written.fileno())
-        for name, path in partial.items():
+        for name, path in fresh.items():
             path.replace(folder / name)
     finally:
-        for path in partial.values():
+        for path in fresh.values():
             with suppress(OSError):
                 path.unlink()
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
