@@ -26,6 +26,7 @@ MEASUREMENTS = (
     "soak",
     "memory",
     "demo",
+    "finetune",
     "quotes",
 )
 
