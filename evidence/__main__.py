@@ -27,6 +27,7 @@ MEASUREMENTS = (
     "runtimes",
     "memory",
     "demo",
+    "finetune",
     "quotes",
 )
 

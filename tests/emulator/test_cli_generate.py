@@ -76,8 +76,9 @@ def test_the_prompt_as_it_is_from_standard_input(numerics, base, capsys, monkeyp
     assert capsys.readouterr().out == expected(plain(base), "the sun") + "\n"
 
 
-def test_an_adapter_changes_the_answer(base, tmp_path, capsys):
-    model = adapt(plain(base), seed=5)
+@pytest.mark.parametrize(("seed", "form"), [(5, {}), (2, {"use_dora": True})])
+def test_an_adapter_changes_the_answer(seed, form, base, tmp_path, capsys):
+    model = adapt(plain(base), seed=seed, **form)
     save_adapter(anew.compile(copy.deepcopy(model), device="emulator"), tmp_path)
     assert generate(base, "-p", "the sun", "--adapter-path", str(tmp_path), "--verbose", "F") == 0
     shown = capsys.readouterr().out

@@ -8,7 +8,7 @@ from anew.device.emulator.engine import EmulatedEngine
 from anew.device.emulator.fused import binary, defer_scale
 from anew.device.emulator.mac import matmul_fast
 from anew.device.emulator.rounding import round_elementwise_
-from anew.mil import Builder, print_program
+from anew.mil import Builder, Value, print_program
 
 
 def test_a_maximum_without_kept_axes_is_reported_beside_its_product() -> None:
@@ -57,3 +57,35 @@ def test_a_scale_left_to_the_product_gives_the_same_bits(factor: float, largest:
     operation.execute()
     wanted = matmul_fast(binary("mul", x, torch.tensor(factor)), y)
     assert torch.equal(buffers[product.name].float(), wanted)
+
+
+def silu_and_slope(builder: Builder, x: Value) -> list[Value]:
+    """The sigmoid by tanh, SiLU and its derivative; the sigmoid is read inside the chain and outside of it."""
+    half = builder.op("mul", x=x, y=0.5)
+    sigmoid = builder.op("mul", x=builder.op("add", x=builder.op("tanh", x=half), y=1.0), y=0.5)
+    rest = builder.op("sub", x=1.0, y=sigmoid)
+    slope = builder.op("mul", x=sigmoid, y=builder.op("add", x=builder.op("mul", x=x, y=rest), y=1.0))
+    return [half, sigmoid, builder.op("mul", x=x, y=sigmoid), slope, builder.op("maximum", x=sigmoid, y=half)]
+
+
+def test_a_chain_looked_up_gives_the_same_bits_for_every_number() -> None:
+    """One program has tensors large enough for tables, the other has not."""
+    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    numbers = torch.where(numbers.isnan(), 0.0, numbers).view(256, 256)
+    found = []
+    for rows in (512, 64):
+        builder = Builder()
+        results = silu_and_slope(builder, builder.input("x", (rows, 256)))
+        engine = EmulatedEngine(load_chip("m4"))
+        program = engine.compile(*print_program(builder.program(results)))
+        parts = []
+        for part in torch.cat([numbers, numbers]).split(rows):
+            buffers = {name: engine.buffers.lease(port.type.shape) for name, port in program.ports.items()}
+            buffers["x"].copy_(part)
+            operation = program.operation()
+            operation.bind(buffers)
+            operation.execute()
+            parts.append([buffers[value.name].view(torch.int16) for value in results])
+        found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+        assert len(program.executable.steps) == (5 if rows == 512 else 10)
+    assert all(torch.equal(table, steps) for table, steps in zip(*found, strict=True))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device
+from anew.device.transfer import load, store
 from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
 from anew.frontend.scale_store import ScaleStore, program_key
@@ -72,14 +73,16 @@ class WeightStore:
         forms = self._uploaded.get(weight, dict)
         known = forms.get(scaled)
         if known is None or fresh or known.source != source:
-            peak = magnitude(weight)
+            buffer = self.device.buffers.lease(tuple(weight.shape))
+            guess = known.exponent if known else 0  # a step seldom changes it, and the peak comes with the writing
+            peak = store(buffer, weight, guess)
             exponent = weight_exponent(peak) if scaled and math.isfinite(peak) else 0
             if not peak * 2.0**exponent <= FP16_MAX:
                 raise AnewError(f"{name} {list(weight.shape)} reaches {peak:.4g}, {BEYOND}")
             if fresh:  # the other form, if there is one, is out of date too
                 forms.clear()
-            buffer = self.device.buffers.lease(tuple(weight.shape))
-            write(buffer, weight, exponent)
+            if exponent != guess:
+                store(buffer, weight, exponent)
             known = forms[scaled] = UploadedWeight(source, buffer, exponent)
         return known
 
@@ -88,11 +91,6 @@ def magnitude(x: Tensor) -> float:
     """The largest magnitude of a tensor; NaN or infinite when one of its elements is."""
     low, high = torch.aminmax(x.detach())
     return max(-float(low), float(high)) if not math.isnan(float(low)) else math.nan
-
-
-def write(buffer: Tensor, x: Tensor, exponent: int) -> None:
-    """Write ``x * 2**exponent`` into an fp16 buffer, rounded once."""
-    buffer.copy_(x if exponent == 0 else x * 2.0**exponent)
 
 
 class Segment:
@@ -196,7 +194,7 @@ class Segment:
         for port in self.plan.inputs:
             if port.kind == "cotangent":
                 buffers[port.name] = lease(port.shape)
-                write(buffers[port.name], args[port.argument], cotangent)
+                store(buffers[port.name], args[port.argument], cotangent)
         if SCALES in self.program.ports:
             buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
             buffers[SCALES].copy_(torch.from_numpy(state.factors()))
@@ -231,7 +229,7 @@ class Segment:
             x = outputs[port.name]
             if not port.saved:
                 carried = exponents[port.product] if port.product is not None else 0
-                x = unscaled(x, carried + (cotangent if port.linear else 0))
+                x = load(x, -carried - (cotangent if port.linear else 0))
             for position in port.results:
                 results[position] = x != 0 if position in self.plan.truths and not port.saved else x
         for position, argument in self.plan.passed:
@@ -245,9 +243,3 @@ class Segment:
             for position in port.results:
                 results[position] = torch.full(port.shape, math.nan)
         return results
-
-
-def unscaled(buffer: Tensor, exponent: int) -> Tensor:
-    """Return ``buffer / 2**exponent`` as a fresh fp32 tensor."""
-    x = buffer.to(torch.float32, memory_format=torch.contiguous_format)
-    return x if exponent == 0 else x.mul_(2.0**-exponent)

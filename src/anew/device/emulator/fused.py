@@ -6,6 +6,7 @@ numba's cache of this file does not notice edits to ``rounding.py``; remove ``__
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +19,13 @@ from torch import Tensor
 
 from anew.device.base import INFINITE_PRODUCT
 from anew.device.emulator.rounding import (
-    INF_BITS,
     absmax,
     elementwise_rule,
     flat,
-    float_of_largest,
-    magnitude_bits,
     matmul_rule,
 )
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
+from anew.device.transfer import INF_BITS, float_of_largest, magnitude_bits
 
 FP16_MAX = 65504.0
 _INFINITE = np.float32(INFINITE_PRODUCT)
@@ -117,7 +116,7 @@ _ROW = 1 << 12
 
 def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
     """``add``, ``sub`` or ``mul`` of two float32 tensors that broadcast, rounded as elementwise."""
-    shape = torch.broadcast_shapes(x.shape, y.shape)
+    shape = x.shape if x.shape == y.shape else torch.broadcast_shapes(x.shape, y.shape)
     if kind != "sub" and x.shape != shape:
         x, y = y, x
     x = x.expand(shape).contiguous()
@@ -135,6 +134,7 @@ def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
     return out
 
 
+@functools.lru_cache(maxsize=4096)
 def _rows(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int, int] | None:
     """Cut ``shape`` into rows such that each meets one row of ``other``, which broadcasts to it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from anew.device.emulator.fused import Deferred, defer_scale, finish_product_, scale
 from anew.device.emulator.kernels import Arithmetic
+from anew.device.emulator.lookup import look_up
 from anew.device.emulator.rounding import absmax
+from anew.device.emulator.tabulate import Tabulation
 from anew.mil import Function, Op, Value
 
 Scaling = Callable[[Tensor, float], tuple[Tensor | Deferred, float]]
@@ -32,15 +34,14 @@ class Step:
     dead: tuple[str, ...] = ()
 
 
-def make_steps(function: Function, arithmetic: Arithmetic) -> list[Step]:
+def make_steps(function: Function, constants: Mapping[str, Tensor], arithmetic: Arithmetic) -> list[Step]:
     """The steps that compute a function, in an order in which every operand is there."""
-    fusion = _Fusion(function, arithmetic)
-    constants = [v.name for op in function.ops if op.constant for v in op.outputs]
-    return _ordered(fusion.steps(), [v.name for v in function.inputs] + constants)
+    fusion = _Fusion(function, constants, arithmetic)
+    return _ordered(fusion.steps(), [v.name for v in function.inputs] + list(constants))
 
 
 class _Fusion:
-    def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
+    def __init__(self, function: Function, constants: Mapping[str, Tensor], arithmetic: Arithmetic) -> None:
         self.ops = [op for op in function.ops if not op.constant]
         self.arithmetic = arithmetic
         self.outputs = set(function.outputs)
@@ -49,11 +50,12 @@ class _Fusion:
             for value in op.tensors():
                 self.uses[value].append(op)
         self.producers = {v: op for op in self.ops for v in op.outputs}
-        self.done: set[Op] = set()
+        self.tabulation = Tabulation(self.ops, constants, self.outputs, lambda op, x: arithmetic.kernel(op)(*x))
+        self.done = set(self.tabulation.chained)
 
     def steps(self) -> list[Step]:
         """Products first, as they take the most with them; then in the order of the program again."""
-        found: list[tuple[int, Step]] = []
+        found = [(self.ops.index(self.producers[value]), self._lookup(value)) for value in self.tabulation.tables]
         for wanted, make in (
             (lambda op: op.kind == "matmul", self._product),
             (self._is_scale, self._operand),
@@ -64,6 +66,11 @@ class _Fusion:
                 if op not in self.done and wanted(op):
                     found.append((position, make(op)))
         return [step for _, step in sorted(found, key=lambda item: item[0])]
+
+    def _lookup(self, value: Value) -> Step:
+        """A chain of operations on one tensor."""
+        argument, table = self.tabulation.tables[value]
+        return Step(lambda x: (look_up(x, table),), (argument.name,), (value.name,))
 
     def _single(self, op: Op) -> Step:
         kernel = self.arithmetic.kernel(op)

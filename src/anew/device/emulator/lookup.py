@@ -26,11 +26,12 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anew.device.emulator.rounding import elementwise_rule, flat, magnitude_bits, round_elementwise_
-from anew.device.emulator.team import kernel
+from anew.device.emulator.rounding import elementwise_rule, flat, round_elementwise_, sign_and_magnitude
+from anew.device.team import kernel
+from anew.device.transfer import magnitude_bits
 from anew.mil import OPS
 
-__all__ = ["TABLES", "function_table", "gather", "look_up", "slot"]
+__all__ = ["PLACES", "TABLES", "Table", "function_table", "gather", "look_up", "slot", "tabulate"]
 
 Table = NDArray[np.float32]
 """The value of a function at every fp16 number, in the order of `slot`."""
@@ -49,7 +50,7 @@ _SIGN = ((127 + 16) << 10) - _FIRST + 1
 def slot(x: np.float32) -> np.int32:
     """The place of an fp16 number in a table (inside numba kernels only)."""
     place = min(max(magnitude_bits(x) >> _SHIFT, _FIRST), _FIRST + _SIGN - 1) - _FIRST
-    return place + _SIGN if x < 0.0 else place
+    return place + _SIGN if sign_and_magnitude(x) < 0 else place
 
 
 @numba.njit(inline="always")
@@ -92,10 +93,19 @@ def function_table(kind: str, mode: str | None = None, epsilon: float = 0.0) -> 
     meaning = OPS[kind].meaning
     extra = ({} if mode is None else {"mode": mode}) | ({"epsilon": 0.0} if kind in _WITH_EPSILON else {})
     table = _rounded(TABLES[kind](lambda x: meaning(torch.from_numpy(x), **extra).numpy()))
+    table[_SIGN] = table[0]
     added = float(np.float16(epsilon))
     if abs(added) < 2.0**-14:
         return table
     return look_up(torch.from_numpy(_rounded(_ARGUMENTS + added)), table).numpy()
+
+
+def tabulate(function: Callable[[Tensor], Tensor]) -> Table:
+    """Return the table of a function of float32 tensors on the fp16 grid, computed at every fp16 number."""
+    x = torch.from_numpy(_ARGUMENTS.astype(np.float32))
+    x[_SIGN - 1], x[-1] = math.inf, -math.inf
+    table: Table = function(x).contiguous().numpy()
+    return table
 
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -109,6 +119,7 @@ def _arguments() -> NDArray[np.float64]:
 
 
 _ARGUMENTS = _arguments()
+PLACES = len(_ARGUMENTS)
 _EXP_LIMIT = math.log(65504)
 _WITH_EPSILON = ("rsqrt", "inverse", "log")
 

@@ -47,12 +47,12 @@ from anew.device.emulator.rounding import (
     absmax,
     fixed_point_to_fp16,
     float_of_bits,
-    magnitude_bits,
     one_ulp_up,
     power_of_two_part,
     round_matmul_,
 )
-from anew.device.emulator.team import run_tasks
+from anew.device.team import run_tasks
+from anew.device.transfer import magnitude_bits
 
 __all__ = ["fixed_point_sums", "matmul_exact", "matmul_fast"]
 

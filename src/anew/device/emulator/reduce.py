@@ -20,7 +20,7 @@ from numba import prange
 from torch import Tensor
 
 from anew.device.emulator.rounding import elementwise_rule, flat
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
 
 __all__ = ["LANES", "narrow_sum", "row_sum"]
 

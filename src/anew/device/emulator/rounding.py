@@ -8,7 +8,6 @@ The scalar rules are written as LLVM integer arithmetic on the bits of a float32
 selects without branches, so LLVM vectorises the loops on any CPU.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,26 +19,25 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
+from anew.device.transfer import INF_BITS, float_of_half, float_of_largest, magnitude_bits
 
 __all__ = [
-    "INF_BITS",
     "absmax",
     "elementwise_rule",
     "flat",
-    "float_of_largest",
-    "magnitude_bits",
     "matmul_rule",
     "round_elementwise_",
     "round_fixed_point",
     "round_float64",
     "round_matmul_",
+    "sign_and_magnitude",
+    "widen",
 ]
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _F64, _I64 = ir.DoubleType(), ir.IntType(64)
 
-INF_BITS = 0x7F800000
 _MIN_NORMAL_BITS = 0x38800000  # 2^-14, the smallest normal fp16
 _ELEMENTWISE_LIMIT = 0x477FE000  # 65504
 _MATMUL_LIMIT = 0x46FFE000  # 32752, the largest finite matmul result
@@ -96,7 +94,7 @@ def _bits_function(result: Any, kind: Any, emit: Callable[[ir.IRBuilder, ir.Valu
 
 
 # Scalar functions on the bits of a float32, for numba kernels.
-magnitude_bits = _bits_function(types.int32, types.float32, lambda b, x: b.and_(b.bitcast(x, _I32), _I32(0x7FFFFFFF)))
+sign_and_magnitude = _bits_function(types.int32, types.float32, lambda b, x: b.bitcast(x, _I32))  # negative also of -0
 float_of_bits = _bits_function(types.float32, types.int32, lambda b, x: b.bitcast(x, _F32))
 one_ulp_up = _bits_function(  # the next value away from zero
     types.float32, types.float32, lambda b, x: b.bitcast(b.add(b.bitcast(x, _I32), _I32(1)), _F32)
@@ -169,6 +167,20 @@ def _float64(x: np.ndarray, out: np.ndarray) -> None:
         value = np.inf if value > 65504.0 else value
         value = 0.0 if magnitude != magnitude else value
         out[i] = np.float32(np.copysign(value, x[i]))
+
+
+@kernel
+def _widen(bits: np.ndarray, out: np.ndarray) -> None:
+    for i in prange(bits.size):
+        x = float_of_half(bits[i])
+        out[i] = x if x == x else np.float32(np.inf)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return an fp16 tensor of any shape and strides as fresh contiguous float32; a NaN becomes +infinity."""
+    out = torch.empty(x.shape)
+    _widen(flat(x.contiguous().view(torch.int16), torch.int16), flat(out))
+    return out
 
 
 def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -269,8 +281,3 @@ def absmax(x: Tensor) -> float:
         ValueError: another dtype or device.
     """
     return float_of_largest(_absmax(flat(x.contiguous())))
-
-
-def float_of_largest(bits: np.int32) -> float:
-    """Return the largest of magnitudes, given as float32 bits; inf if it is infinite or NaN."""
-    return math.inf if bits >= INF_BITS else float(np.int32(bits).view(np.float32))

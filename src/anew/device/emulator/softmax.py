@@ -16,7 +16,7 @@ from torch import Tensor
 from anew.device.emulator.lookup import function_table, gather, slot
 from anew.device.emulator.reduce import LANES, row_sum
 from anew.device.emulator.rounding import elementwise_rule, flat
-from anew.device.emulator.team import kernel
+from anew.device.team import kernel
 
 __all__ = ["softmax"]
 
