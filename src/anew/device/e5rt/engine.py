@@ -8,7 +8,6 @@ buffers after a reset or never again (then it is made anew). Sources: ANEForge 0
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,12 @@ from anew.device.base import Device, DeviceError, LoadedProgram, Port
 from anew.device.e5rt.buffers import E5rtBufferPool
 from anew.device.e5rt.functions import Espresso
 from anew.device.e5rt.operation import RETAIN_INPUT, E5rtOperation, Instance, make_operation, strides
-from anew.device.staging import staging_folder
+from anew.device.staging import staging_folder, weight_files, write_program
 from anew.mil import Builder, Function, Weights, parse_program, print_program
 
 #: Bit of ``set_compute_device_types_mask`` (1: BNNS, 2: MPSGraph).
 ENGINE = 4
-MODEL, WEIGHTS = "model.mil", "weights.bin"
+MODEL = "model.mil"
 
 
 @dataclass
@@ -63,7 +62,8 @@ class E5rtEngine(Device):
     def _load(self, stack: ExitStack, text: str, weights: Weights, entry: Function) -> int:
         """Compile a program in a folder of its own and retain one function; ``stack`` takes all down in order."""
         folder = stack.enter_context(staging_folder())
-        _write_files(folder, text, weights)
+        write_program(folder, MODEL, text, weight_files(text, weights))
+        (folder / "bundle").mkdir()
         with ExitStack() as only_to_compile:
             library = self._library(stack, only_to_compile, folder)
         return self.espresso.make(stack, "program_library_retain_program_function", library, entry.name.encode())
@@ -78,19 +78,6 @@ class E5rtEngine(Device):
         call("e5_compiler_options_set_force_recompilation", options, 1)
         call("e5_compiler_options_set_segmenter", options, b"graph")
         return make(keep, "e5_compiler_compile", compiler, str(folder / MODEL).encode(), options)
-
-
-def _write_files(folder: Path, text: str, weights: Weights) -> None:
-    """Lay out a program as the compiler wants it: text, and the files that the text names beside it."""
-    (folder / MODEL).write_text(text, encoding="utf-8")
-    (folder / "bundle").mkdir()
-    files = weights if isinstance(weights, Mapping) else {f"@model_path/{WEIGHTS}": weights}
-    for path, content in files.items():
-        file = folder / path.removeprefix("@model_path/")
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise DeviceError("compile", f"the weight file '{path}' does not lie beside the program")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
 
 
 class E5rtProgram(LoadedProgram):
