@@ -24,9 +24,9 @@ finetune-demo: .venv/finetune-demo  ## fine-tune SmolLM2-135M with LoRA on the e
 	$(BIN)/python examples/chatterbot.py runs/smollm2
 	rm -rf runs/finetune  # an earlier demo, whole or interrupted
 	$(BIN)/anew finetune -c examples/finetune-demo.yaml
-	@echo "\n> $(QUESTION)\nthe base:"
+	@printf '\n> %s\nThe base: ' "$(QUESTION)"
 	@$(BIN)/anew generate --model runs/smollm2/model --prompt "$(QUESTION)" --max-tokens 40
-	@echo "tuned:"
+	@printf 'Tuned: '
 	@$(BIN)/anew generate --model runs/smollm2/model --adapter-path runs/finetune --prompt "$(QUESTION)" --max-tokens 40
 
 test: lint types unit  ## everything CI runs
