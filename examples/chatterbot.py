@@ -19,7 +19,7 @@ from anew.models import load
 from anew.train.model import save_model
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-#: One row in so many is for validation.
+#: One question in so many is for validation; the corpus repeats some, so rows are split by their question.
 HELD_OUT = 10
 
 
@@ -45,13 +45,24 @@ def row(talk: list[Any]) -> dict[str, Any]:
 
 
 def write_data(folder: Path) -> None:
-    """Write the two files, in an order and with a split that are always the same."""
+    """Write the two files, which share no question, in an order and with a split that are always the same."""
     rows = [row(talk) for talk in conversations(package("chatterbot_corpus")) if len(talk) > 1]
     random.Random(0).shuffle(rows)
+    held_out = set(list(dict.fromkeys(map(question, rows)))[::HELD_OUT])
+    parts = {
+        "valid": [r for r in rows if question(r) in held_out],
+        "train": [r for r in rows if question(r) not in held_out],
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("valid", rows[::HELD_OUT]), ("train", [r for i, r in enumerate(rows) if i % HELD_OUT])):
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    for name, part in parts.items():
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in part]
+        lines = list(dict.fromkeys(lines)) if name == "valid" else lines  # the loss of each answer counts once
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def question(row: dict[str, Any]) -> str:
+    """Return what a row's user says first, whatever its case and its last mark."""
+    return str(row["messages"][0]["content"]).lower().rstrip("?.! ")
 
 
 def main(folder: Path) -> None:
