@@ -34,6 +34,7 @@ KEYS = [
     "loss_scale",
     "rescaled",
     "peak_memory",
+    "joules",
 ]
 
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_everything_and_repeats_exactly(arguments, tmp_path, capsys
 
     again = tmp_path / "again"
     assert main([*arguments, "--out", str(again)]) == 0
-    timed = {"seconds", "tokens_per_second", "peak_memory"}
+    timed = {"seconds", "tokens_per_second", "peak_memory", "joules"}
     for a, b in zip(records, metrics(again), strict=True):
         assert {k: a[k] for k in a.keys() - timed} == {k: b[k] for k in b.keys() - timed}
     assert json.loads((again / "run.json").read_text())["sample"] == run["sample"]
