@@ -51,7 +51,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, option: Any
 
 def _configure(arguments: argparse.Namespace) -> tuple[FinetuneConfig, Any]:
     """Return the settings, and the checkpoint to go on from if there is one."""
-    from anew.finetune.config import resolve
+    from anew.finetune.config import check, resolve
 
     flags = {name: getattr(arguments, name) for name in OPTIONS if hasattr(arguments, name)}
     if not arguments.resume:
@@ -59,7 +59,9 @@ def _configure(arguments: argparse.Namespace) -> tuple[FinetuneConfig, Any]:
     from anew.train.resume import find, settings
 
     checkpoint = find(arguments.resume)
-    return settings(checkpoint, flags, FinetuneConfig), checkpoint
+    config = settings(checkpoint, flags, FinetuneConfig)
+    check(config)
+    return config, checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:

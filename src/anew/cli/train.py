@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anew.cli.flags import add_device
-from anew.train.config import TrainConfig, resolve
+from anew.train.config import TrainConfig, check, resolve
 from anew.train.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:
 
     checkpoint = find(arguments.resume)
     name = arguments.preset and Path(arguments.preset).stem
-    return settings(checkpoint, {**_choices(arguments), "name": name}, TrainConfig), checkpoint
+    config = settings(checkpoint, {**_choices(arguments), "name": name}, TrainConfig)
+    check(config)
+    return config, checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> FinetuneConfi
     chosen = read_yaml(file) if file is not None else {}
     chosen |= {key: value for key, value in flags.items() if value is not None}
     config = FinetuneConfig(**{key: _typed(key, value, file) for key, value in chosen.items()})
-    _check(config)
+    check(config)
     return config
 
 
@@ -91,7 +91,8 @@ def _typed(key: str, value: Any, file: Path | None) -> Any:
     raise UserError(f"{file or 'the command line'}: '{key}' must be {words.get(kinds[0], 'text')}, not {value!r}")
 
 
-def _check(config: FinetuneConfig) -> None:
+def check(config: FinetuneConfig) -> None:
+    """Raise UserError, naming the flag, for a value that makes no sense."""
     for name in ("batch_size", "iters", "steps_per_report", "steps_per_eval", "grad_accumulation_steps", "keep"):
         if getattr(config, name) < 1:
             raise UserError(f"{config.flag(name)} must be at least 1, not {getattr(config, name)}")
@@ -101,6 +102,8 @@ def _check(config: FinetuneConfig) -> None:
     for name in ("max_grad_norm", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             raise UserError(f"{config.flag(name)} must be 0 or more, not {getattr(config, name)}")
+    if config.seed >= 1 << 63:  # what PyTorch's generators take
+        raise UserError(f"--seed must be below 2^63, not {config.seed}")
     if not (math.isfinite(config.learning_rate) and config.learning_rate > 0):
         raise UserError(f"--learning-rate must be more than 0, not {config.learning_rate}")
     if config.max_seq_length < 2:

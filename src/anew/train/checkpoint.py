@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -73,13 +73,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint of anew: it has no {MANIFEST}")
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or manifest.get("format") != FORMAT:
+    if not _is_listing(files) or manifest.get("format") != FORMAT:
         raise UserError(f'{path} is not a checkpoint of anew: its {MANIFEST} does not say "{FORMAT}"')
     if manifest.get("version") != VERSION:
         raise UserError(f"{path} is a checkpoint of version {manifest.get('version')}; this anew reads {VERSION}")
     for name, written in files.items():
         _check_file(path / Path(name).name, written)
     return Checkpoint(path)
+
+
+def _is_listing(files: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
+    return isinstance(files, dict) and bool(files) and all(isinstance(written, dict) for written in files.values())
 
 
 def _check_file(path: Path, written: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ def resolve(preset: str | None, data: str | None, choices: Mapping[str, Any]) ->
     if "tokenizer" not in fields:
         fields["tokenizer"] = None if weights is None else _tokenizer_of(weights)
     config = TrainConfig(name=name, model=found.model, data=Path(data), **fields)
-    _check(config)
+    check(config)
     return config
 
 
@@ -135,13 +135,16 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     return model
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
+    """Raise UserError, naming the flag, for a value that makes no sense."""
     for name in ("seq_len", "batch_size", "grad_accum", "steps", "val_every", "keep"):
         if getattr(config, name) < 1:
             raise UserError(f"{TrainConfig.flag(name)} must be at least 1, not {getattr(config, name)}")
     for name in ("warmup", "weight_decay", "grad_clip", "seed", "save_every", "recheck"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             raise UserError(f"{TrainConfig.flag(name)} must be 0 or more, not {getattr(config, name)}")
+    if config.seed >= 1 << 63:  # what PyTorch's generators take
+        raise UserError(f"--seed must be below 2^63, not {config.seed}")
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise UserError(f"--lr must be more than 0, not {config.lr}")
     if config.warmup > config.steps:

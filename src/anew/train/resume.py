@@ -22,6 +22,7 @@ Config = TypeVar("Config", bound=Settings)
 #: batch size and seed the one in the data) of how many, SHA-256 of the tokens, loss scale, region calls repeated,
 #: seconds of training, versions of the packages that decide a result.
 STATE = "trainer_state"
+_STATE_KEYS = ("verb", "step", "steps", "config", "tokens", "rescaled", "seconds", "versions")
 
 
 def find(path: Path) -> Checkpoint:
@@ -41,6 +42,8 @@ def state(checkpoint: Checkpoint) -> dict[str, Any]:
     found = checkpoint.document(STATE)
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
         raise UserError(f"{checkpoint.path} is not a checkpoint of a run: its {STATE}.json has no settings")
+    if missing := [key for key in _STATE_KEYS if key not in found]:
+        raise UserError(f"{checkpoint.path} is not a checkpoint of a run: its {STATE}.json has no '{missing[0]}'")
     return found
 
 

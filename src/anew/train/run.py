@@ -105,7 +105,13 @@ def _load_corpus(config: TrainConfig, display: Display, resumed: bool) -> Corpus
     if config.data.suffix == TOKEN_FILE:
         if config.tokenizer is None:
             raise UserError(f"{config.data} holds tokens: give --tokenizer, the one that made them")
-        return Corpus(load_tokenizer(config.tokenizer), *split(read_tokens(config.data, vocab_size), config.seq_len))
+        corpus = Corpus(load_tokenizer(config.tokenizer), *split(read_tokens(config.data, vocab_size), config.seq_len))
+        # The ids of the file fit; those that the tokenizer gives for the samples must too, known before hours of work.
+        prompt = _prompt(corpus, config)
+        if not prompt:
+            raise UserError(f"{config.tokenizer} did not make the tokens of {config.data}: it decodes them to nothing")
+        encode(corpus.tokenizer, [prompt], vocab_size)
+        return corpus
     documents = read_documents(config.data)
     if config.tokenizer is not None or resumed:
         tokenizer = load_tokenizer(config.tokenizer or own)
@@ -139,10 +145,14 @@ def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
     ]
 
 
+def _prompt(corpus: Corpus, config: TrainConfig) -> str:
+    return prompt_from(corpus.tokenizer.decode(corpus.validation[: config.seq_len].tolist()))
+
+
 def _show_samples(model: nn.Module, corpus: Corpus, config: TrainConfig, display: Display) -> dict[str, Any]:
     """Print text that continues the first words of the validation part, and return it for run.json."""
     tokenizer = corpus.tokenizer
-    prompt = prompt_from(tokenizer.decode(corpus.validation[: config.seq_len].tolist()))
+    prompt = _prompt(corpus, config)
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
     vocab_size = min(len(tokenizer), config.model["vocab_size"])
     rows = generate(model, ids, config.batch_size, config.seq_len, vocab_size, config.seed)

@@ -49,6 +49,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     _check_model(weights, named, checkpoint)
     state, gradients = checkpoint.tensors(OPTIMIZER), checkpoint.tensors(GRADIENTS)
     _check_optimizer(state, named, checkpoint)
+    random = checkpoint.tensors(RANDOM)
+    if "torch" not in random:
+        raise UserError(f"{checkpoint.path} holds no state of PyTorch's random numbers: it is of something else")
     with torch.no_grad():
         for name, x in weights.items():
             named[name].copy_(x)
@@ -58,7 +61,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         optimizer.state[named[parameter]][key] = x.clone()
     for name, gradient in gradients.items():
         named[name].grad = gradient.clone()
-    torch.set_rng_state(checkpoint.tensors(RANDOM)["torch"].clone())
+    torch.set_rng_state(random["torch"].clone())
     _restore_engine(model, checkpoint.document(ENGINE))
 
 
