@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("fresh")
 CASES = 500
 #: Errors are compared over the norm of the reference; the first covers what half precision gets right by luck.
 SLACK, FACTOR = 4e-3, 6.0
+#: Besides, a slope near zero is a difference of values near one, each rounded to fp16.
+ROUNDING = 2**-11
 #: Modules whose values or gradients pass this are left out: they are a matter of range, tested elsewhere.
 LARGEST = 200.0
 
@@ -233,5 +235,5 @@ def test_values_and_gradients(case: tuple[RandomModule, Tensor]) -> None:
     names = [step.name for step in net.steps]
     for engine, torch_half, reference in zip(found, expected, wanted, strict=True):
         norm = reference.norm()
-        allowed = SLACK * norm + FACTOR * (torch_half - reference).norm() + 1e-6
+        allowed = SLACK * norm + FACTOR * (torch_half - reference).norm() + ROUNDING
         assert (engine - reference).norm() <= allowed, f"{names}: {engine} instead of {reference}"

@@ -114,7 +114,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(worker, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         twos(programs["sub"])
     monkeypatch.undo()
-    with pytest.warns(WorkerWarning, match="ended by SIGKILL in run"):
+    with pytest.warns(WorkerWarning, match="the worker process ended"):  # by itself or killed, whichever comes first
         found = run(programs["mul"], programs["mul"].operation(), **ONES)
     assert found["z"].unique().tolist() == [3.0]
 

@@ -68,7 +68,11 @@ def serve(connection: Connection) -> None:
             name, arguments = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(getattr(server, name), arguments))
+        answer = _answer(getattr(server, name), arguments)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return  # the run was interrupted while it waited
 
 
 def _answer(method: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
