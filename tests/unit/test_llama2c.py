@@ -262,7 +262,7 @@ def test_models_that_llama2c_cannot_compute(tmp_path, changes, sentence):
     ("words", "sentence"),
     [
         ("convert folder there", "there is there already"),
-        ("convert no/such/folder x.bin", "there is no folder no/such/folder"),
+        ("convert no/such/folder x.bin", "there is no model at no/such/folder"),
         ("convert there/x.bin nowhere/y", "there is no folder nowhere"),
         ("tokenize --data x.txt --tokenizer there --out x.txt", "ends in .bin"),
         ("train --init-from nothing --data x.txt", "there is no model"),
