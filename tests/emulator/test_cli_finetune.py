@@ -245,6 +245,8 @@ def test_a_run_that_did_not_finish_is_not_written_over(arguments, tmp_path, caps
     assert said == f"{tmp_path}/out is a run of anew finetune: go on with anew finetune --resume {tmp_path}/out"
     said = refused(capsys, ["finetune", "--resume", f"{tmp_path}/out", "--batch-size", "3"])
     assert "leave away --batch-size 3 (the run has 2)" in said
+    said = refused(capsys, ["finetune", "--resume", f"{tmp_path}/out", "--config", "other.yaml"])
+    assert said == "--resume goes on with the run's own settings: leave --config away, or start a new run"
 
 
 def test_a_validation_set_is_not_needed(arguments, tmp_path, capsys):

@@ -140,3 +140,8 @@ def test_softmax_along_any_axis(axis):
     found = softmax(x, axis)
     torch.testing.assert_close(found, F.softmax(x, axis), rtol=5e-3, atol=1e-6)
     assert torch.equal(found, softmax(x.transpose(0, 2).contiguous().transpose(0, 2), axis))
+
+
+def test_softmax_of_nothing_is_nothing():
+    assert softmax(torch.empty(2, 0, 3), 1).shape == (2, 0, 3)
+    assert softmax(torch.empty(0, 4), 1).shape == (0, 4)

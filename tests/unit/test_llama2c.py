@@ -262,6 +262,8 @@ def test_models_that_llama2c_cannot_compute(tmp_path, changes, sentence):
     ("words", "sentence"),
     [
         ("convert folder there", "there is there already"),
+        ("convert there there --force", "there is no folder with a model, so --force does not replace it"),
+        ("convert there there/dir.bin --force", "there/dir.bin is a folder, and a .bin is a file"),
         ("convert no/such/folder x.bin", "there is no model at no/such/folder"),
         ("convert there/x.bin nowhere/y", "there is no folder nowhere"),
         ("tokenize --data x.txt --tokenizer there --out x.txt", "ends in .bin"),
@@ -272,7 +274,7 @@ def test_models_that_llama2c_cannot_compute(tmp_path, changes, sentence):
 )
 def test_bad_commands_are_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "dir.bin").mkdir(parents=True)
     write_tokens(np.arange(200), tmp_path / "there/tokens.bin")
     assert main(words.split()) == 1
     said = capsys.readouterr().err

@@ -127,3 +127,16 @@ def test_a_name_the_hub_does_not_give(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="there is no folder nobody/nothing, and the Hugging Face hub does not give it"):
         load("nobody/nothing")
+
+
+def test_a_name_the_hub_does_not_answer_for_is_refused_before_transformers_asks(monkeypatch):
+    from huggingface_hub import HfApi
+    from transformers import AutoTokenizer
+
+    def unreachable(self, name, timeout):
+        raise ConnectionError(f"no answer for {name} in {timeout} s")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("it waits for most of a minute"))
+    with pytest.raises(UserError, match="the Hugging Face hub does not give it: no answer for nobody/nothing in 10 s"):
+        load("nobody/nothing")

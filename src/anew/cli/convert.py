@@ -30,8 +30,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert and say what was written; return the exit code."""
     target: Path = arguments.target
-    if target.exists() and not arguments.force:
-        raise UserError(f"{target} is there already: give --force to replace it, or choose another place")
+    _check_replaceable(target, arguments.force)
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent} to write {target.name} to")
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
@@ -47,6 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
             _save_folder(model, tokenizer, target)
     print(f"{target}: {describe_model(model)}")
     return 0
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
+    """Refuse to replace what was not asked for, and with --force what is no model of the same form."""
+    if not target.exists():
+        return
+    if not force:
+        raise UserError(f"{target} is there already: give --force to replace it, or choose another place")
+    if target.suffix == SUFFIX and target.is_dir():
+        raise UserError(f"{target} is a folder, and a .bin is a file: choose another place")
+    if target.suffix != SUFFIX and not (target / "config.json").is_file():
+        raise UserError(f"{target} is no folder with a model, so --force does not replace it: choose another place")
 
 
 def _load(source: str, tokenizer: Path | None) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from anew.errors import UserError
 from anew.finetune.options import OPTIONS, FinetuneConfig
 
 INTERRUPTED = 130
@@ -56,6 +57,8 @@ def _configure(arguments: argparse.Namespace) -> tuple[FinetuneConfig, Any]:
     flags = {name: getattr(arguments, name) for name in OPTIONS if hasattr(arguments, name)}
     if not arguments.resume:
         return resolve(flags, arguments.config), None
+    if arguments.config:
+        raise UserError("--resume goes on with the run's own settings: leave --config away, or start a new run")
     from anew.train.resume import find, settings
 
     checkpoint = find(arguments.resume)

@@ -13,6 +13,9 @@ from anew.errors import UserError
 from anew.models.quiet import quiet
 from anew.models.source import Source, find
 
+#: How long the hub may take to say that it has a model.
+HUB_SECONDS = 10
+
 
 def load(
     path: str | Path, *, adapter: str | Path | None = None, trust_remote_code: bool = False
@@ -32,6 +35,8 @@ def load(
     not know, weights that are missing, no tokenizer, an adapter of another model.
     """
     source = find(path)
+    if source.on_hub:
+        _ask_hub(source)
     tokenizer = _load_tokenizer(source, trust_remote_code)
     model = _load_model(source, trust_remote_code)
     if adapter is not None:
@@ -39,6 +44,18 @@ def load(
 
         model = load_adapter(model, Path(adapter))
     return model.eval(), tokenizer
+
+
+def _ask_hub(source: Source) -> None:
+    """Refuse at once a name that the hub does not give: the client of ``from_pretrained`` tries for most of a minute."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(source.name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(source.name, timeout=HUB_SECONDS)
+    except Exception as error:  # of the client, and of what it connects with
+        raise _refused(source, error) from error
 
 
 def _load_model(source: Source, trust_remote_code: bool) -> Any:
@@ -85,13 +102,13 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.name, trust_remote_code=trust_remote_code, **source.arguments)
     except Exception as error:  # as above
-        if source.gguf is None and Path(source.name).is_dir():
+        if source.gguf is None and not source.on_hub:
             raise UserError(f"{source} holds no tokenizer that transformers can read: {_reason(error)}") from error
         raise _refused(source, error) from error
 
 
 def _refused(source: Source, error: Exception) -> UserError:
-    if source.gguf or Path(source.name).is_dir():
+    if not source.on_hub:
         return UserError(f"transformers cannot load {source}: {_reason(error)}")
     return UserError(f"there is no folder {source}, and the Hugging Face hub does not give it: {_reason(error)}")
 

@@ -36,6 +36,11 @@ class Source:
         """Keyword arguments that every ``from_pretrained`` takes beside the name."""
         return {"gguf_file": self.gguf} if self.gguf else {}
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a name on the hub, and no folder here."""
+        return not Path(self.name).is_dir()
+
     def __str__(self) -> str:
         """Return the path or the name as the user knows it."""
         return str(Path(self.name) / self.gguf) if self.gguf else self.name

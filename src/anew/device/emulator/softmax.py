@@ -26,6 +26,8 @@ _ROWS = 16
 
 def softmax(x: Tensor, axis: int) -> Tensor:
     """Return the softmax of a float32 tensor on the fp16 grid along an axis, on that grid; any shape and strides."""
+    if x.numel() == 0:
+        return torch.empty_like(x)
     moved = x.movedim(axis, -1).contiguous()
     out = torch.empty_like(moved)
     rows, tops = flat(moved).reshape(-1, moved.shape[-1]), flat(moved.amax(-1))
