@@ -47,7 +47,7 @@ def load(
 
 
 def _ask_hub(source: Source) -> None:
-    """Refuse at once a name that the hub does not give: the client of ``from_pretrained`` tries for most of a minute."""
+    """Refuse a name that the hub does not give; the client of ``from_pretrained`` would try for most of a minute."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(source.name, "config.json"), str):
