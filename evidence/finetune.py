@@ -23,7 +23,7 @@ from anew.train.memory import keep_freed_memory, peak_memory
 from evidence import record
 
 DEMO = record.ROOT / "examples" / "finetune-demo.yaml"
-QUESTION = "My webcam isn't detected."
+QUESTION = "My printer won't print."
 #: Steps of each comparison, and the steps that are timed after the first, which compiles.
 STEPS = {"fast": 20, "exact": 5}
 TIMED = 10

@@ -24,13 +24,14 @@ class Executable:
     def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
         self.inputs = [v.name for v in function.inputs]
         self.outputs = [v.name for v in function.outputs]
+        self.narrow = arithmetic.narrow_inputs(function)
         self.constants = run_time_constants(function)
         self.steps = make_steps(function, self.constants, arithmetic)
         _mark_last_uses(self.steps, keep={*self.outputs, *self.constants})
 
     def run(self, bindings: Mapping[str, Tensor]) -> None:
         """Read the input buffers, run every step, write the output buffers; what fp32 buffers hold becomes fp16."""
-        values: dict[str, Any] = {name: widen(bindings[name].half()) for name in self.inputs}
+        values: dict[str, Any] = {name: self._read(name, bindings[name].half()) for name in self.inputs}
         values.update(self.constants)
         with torch.no_grad():
             for step in self.steps:
@@ -39,6 +40,10 @@ class Executable:
                     del values[name]
             for name in self.outputs:
                 bindings[name].copy_(values[name])
+
+
+    def _read(self, name: str, x: Tensor) -> Tensor:
+        return x if name in self.narrow else widen(x)
 
 
 def _mark_last_uses(steps: list[Step], keep: set[str]) -> None:

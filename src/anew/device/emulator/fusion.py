@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anew.device.emulator.fused import Deferred, defer_scale, finish_product_, scale
-from anew.device.emulator.kernels import Arithmetic
+from anew.device.emulator.fused import Deferred, defer_scale, scale
+from anew.device.emulator.kernels import Arithmetic, Product
 from anew.device.emulator.lookup import look_up
 from anew.device.emulator.rounding import absmax
 from anew.device.emulator.tabulate import Tabulation
@@ -80,7 +80,7 @@ class _Fusion:
 
     def _product(self, op: Op) -> Step:
         """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
-        raw = self.arithmetic.raw_matmul(op)
+        multiply = self.arithmetic.product(op)
         operands = [v.name for v in op.tensors()]
         self.done.add(op)
         report = self._report(op.output)
@@ -94,11 +94,11 @@ class _Fusion:
             operands.append(list(inverse.tensors())[1].name)
             result = inverse.output
         if report is None:
-            return Step(lambda *x: _product(raw, None, x), tuple(operands), (result.name,))
+            return Step(lambda *x: _product(multiply, None, x), tuple(operands), (result.name,))
         self.done.update(report)
         shape = report[1].output.shape
         names = (result.name, report[1].output.name)
-        return Step(lambda *x: _product(raw, shape, x), tuple(operands), names)
+        return Step(lambda *x: _product(multiply, shape, x), tuple(operands), names)
 
     def _operand(self, op: Op) -> Step:
         """A scaled operand with its maximum."""
@@ -160,13 +160,10 @@ def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _product(
-    raw: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...] | None, x: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """Sums, rounded and scaled back in one pass; with their maximum when ``shape`` says which it has."""
+def _product(multiply: Product, shape: tuple[int, ...] | None, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sums, rounded and scaled back; with their maximum when ``shape`` says which it has."""
     (left, a), (right, b) = map(_operand_of, x[:2])
-    product = raw(left, right)
-    largest = finish_product_(product, x[2].item() if len(x) > 2 else None, a * b)
+    product, largest = multiply(left, right, a * b, x[2].item() if len(x) > 2 else None)
     return (product,) if shape is None else (product, torch.full(shape, largest))
 
 

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 
 from anew.device.emulator.conv import conv2d
-from anew.device.emulator.fused import binary
+from anew.device.emulator.fused import binary, finish_product_
 from anew.device.emulator.lookup import TABLES, function_table, look_up
-from anew.device.emulator.mac import matmul_exact, matmul_fast
+from anew.device.emulator.mac import matmul_exact, matmul_fast, matmul_finished
 from anew.device.emulator.reduce import narrow_sum
 from anew.device.emulator.rounding import round_elementwise_
 from anew.device.emulator.softmax import softmax
-from anew.mil import Op, lookup
+from anew.mil import Function, Op, lookup
 from anew.mil.ops.attention import attention_scale
 from anew.mil.ops.matmul import conv_padding, matmul_operands
 from anew.mil.types import is_float
 
+Product = Callable[[Tensor, Tensor, float, float | None], tuple[Tensor, float]]
 Kernel = Callable[..., Any]  # of the tensor operands: a tensor, or a tuple of several results
 
 
@@ -61,11 +62,26 @@ class Arithmetic:
         meaning = _positional(op, parameters)
         return meaning if definition.family == "move" else partial(_rounded, meaning)
 
-    def raw_matmul(self, op: Op) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the sums of a matmul, a fresh contiguous tensor that may still have to be rounded."""
+    def product(self, op: Op) -> Product:
+        """Return a function of a matmul's operands, which are on the fp16 grid.
+
+        Further arguments are what the sums are multiplied with before they are rounded, and what after it, if anything.
+        It returns the product and its largest magnitude before the latter.
+        """
         parameters = _parameters(op)
-        product = matmul_exact if self.exact else torch.matmul
-        return lambda x, y: product(*matmul_operands(x, y, **parameters)).contiguous()
+        multiply = self._finished_sums if self.exact else matmul_finished
+        return lambda x, y, *factors: multiply(*matmul_operands(x, y, **parameters), *factors)
+
+    def narrow_inputs(self, function: Function) -> set[str]:
+        """The inputs that are read as the fp16 they are: those that only matmuls take."""
+        if self.exact:
+            return set()
+        others = {v for op in function.ops if not op.constant and op.kind != "matmul" for v in op.tensors()}
+        return {v.name for v in function.inputs if v not in others and v not in function.outputs}
+
+    def _finished_sums(self, x: Tensor, y: Tensor, carried: float, factor: float | None) -> tuple[Tensor, float]:
+        product = matmul_exact(x, y)
+        return product, finish_product_(product, factor, carried)
 
     def _conv(
         self,

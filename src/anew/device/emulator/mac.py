@@ -43,18 +43,20 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from anew.device.emulator.amx import multiply
+from anew.device.emulator.fused import finish_product_
 from anew.device.emulator.rounding import (
     absmax,
     fixed_point_to_fp16,
     float_of_bits,
     one_ulp_up,
     power_of_two_part,
-    round_matmul_,
+    widen,
 )
 from anew.device.team import run_tasks
 from anew.device.transfer import magnitude_bits
 
-__all__ = ["fixed_point_sums", "matmul_exact", "matmul_fast"]
+__all__ = ["fixed_point_sums", "matmul_exact", "matmul_fast", "matmul_finished"]
 
 _COLUMNS = 256
 """Columns of a tile: accumulators of one row stay in the L1 cache."""
@@ -420,7 +422,7 @@ def matmul_exact(a: Tensor, b: Tensor) -> Tensor:
 def matmul_fast(a: Tensor, b: Tensor) -> Tensor:
     """Multiply matrices in float32 and round by rule 5: the range and the fp16 rounding of the engine alone.
 
-    Drops the product grid (rules 2 and 3) and the exact sum (rule 4), at the speed of `torch.matmul`.
+    Drops the product grid (rules 2 and 3) and the exact sum (rule 4), at the speed of `torch.matmul` or above it.
 
     Args:
         a: float32 [..., M, K] on the fp16 grid; any strides.
@@ -433,4 +435,13 @@ def matmul_fast(a: Tensor, b: Tensor) -> Tensor:
         ValueError: another dtype or device, fewer than two axes, or contraction axes that differ.
     """
     _checked(a, b)
-    return round_matmul_(torch.matmul(a, b).contiguous())
+    return matmul_finished(a, b, 1.0, None)[0]
+
+
+def matmul_finished(a: Tensor, b: Tensor, carried: float, factor: float | None) -> tuple[Tensor, float]:
+    """As :func:`matmul_fast` of operands in fp16 or fp32, scaled before and after the rounding: :func:`amx.multiply`."""
+    found = multiply(a, b, carried, factor)
+    if found is not None:
+        return found
+    sums = torch.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
+    return sums, finish_product_(sums, factor, carried)
