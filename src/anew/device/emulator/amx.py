@@ -9,18 +9,20 @@ result is rounded while it is in the cache.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numba
 import numpy as np
 import torch
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from anew.device.emulator import tiles
 from anew.device.emulator.fused import times
-from anew.device.emulator.packing import BLOCK_BYTES, PANEL, pack, pack_block
-from anew.device.emulator.rounding import flat, matmul_rule
+from anew.device.emulator.packing import BLOCK_BYTES, PANEL, pack, pack_block, read
+from anew.device.emulator.rounding import matmul_rule
 from anew.device.emulator.tiles import CONFIGURATION, ROW_BYTES, ROWS, TILE_BYTES
 from anew.device.team import kernel
 from anew.device.transfer import INF_BITS, float_of_largest, magnitude_bits
@@ -37,20 +39,10 @@ SHORTEST = 96
 
 @numba.njit
 def _add_blocks(
-    left: np.ndarray,
-    left_at: int,
-    right: np.ndarray,
-    right_at: int,
-    blocks: int,
-    sums: np.ndarray,
-    at: int,
-    pitch: int,
-    first: bool,
+    left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, blocks: int, sums: np.ndarray, first: bool
 ) -> None:
-    """Add the products of two panels to 32 x 32 float32 sums at byte ``at``, rows ``pitch`` bytes apart.
-
-    The ``first`` addition takes the sums to be zero.
-    """
+    """Add the products of two panels to 32 x 32 float32 sums; the ``first`` time these count as zero."""
+    at, pitch = 0, 4 * PANEL
     low = at + ROWS * pitch
     if first:
         tiles.clear_0()
@@ -116,38 +108,46 @@ def _finish(row: np.ndarray, scaled: bool, carried: np.float32, factor: np.float
     return largest
 
 
-@numba.njit
-def _multiply_panels(
-    out: np.ndarray,
-    corner: np.ndarray,
-    left: np.ndarray,
-    left_at: int,
-    right: np.ndarray,
-    right_at: int,
-    blocks: int,
-    origin: int,
-    room: tuple[int, int],
-    columns: int,
-    first: bool,
-) -> None:
-    """Add the products of two panels to a piece of a matrix of so many columns, which begins at ``origin``.
+@intrinsic
+def _write_row(typing_context: Any, sums: Any, row: Any, out: Any, start: Any) -> Any:
+    """Write 32 sums to neighbouring elements of an array of float32, or of the bits of fp16, which they fit."""
 
-    The piece has up to 32 rows and columns, as many as there is ``room`` for.
-    """
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        found = read(context, builder, signature.args[0], args[0], args[1], PANEL)
+        kind = signature.args[2]
+        if kind.dtype == types.int16:
+            found = builder.fptrunc(found, ir.VectorType(ir.HalfType(), PANEL))
+        data = builder.gep(context.make_array(kind)(context, builder, args[2]).data, [args[3]])
+        builder.store(found, builder.bitcast(data, found.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.int64, out, types.int64), emit
+
+
+@numba.njit
+def _write(sums: np.ndarray, out: np.ndarray, origin: int, pitch: int, room: tuple[int, int], edge: np.ndarray) -> None:
+    """Write 32 x 32 sums to rows of ``out`` that are so many elements apart, as far as there is room."""
     rows, size = min(room[0], PANEL), min(room[1], PANEL)
-    if rows == PANEL and size == PANEL:
-        _add_blocks(left, left_at, right, right_at, blocks, out, 4 * origin, 4 * columns, first)
-        return
-    for i in range(0 if first else rows):
-        corner[i * PANEL : i * PANEL + size] = out[origin + i * columns : origin + i * columns + size]
-    _add_blocks(left, left_at, right, right_at, blocks, corner, 0, 4 * PANEL, first)
     for i in range(rows):
-        out[origin + i * columns : origin + i * columns + size] = corner[i * PANEL : i * PANEL + size]
+        if size == PANEL:
+            _write_row(sums, i * PANEL, out, origin + i * pitch)
+        else:
+            _write_row(sums, i * PANEL, edge, 0)
+            out[origin + i * pitch : origin + i * pitch + size] = edge[:size]
+
+
+@numba.njit
+def _read(sums: np.ndarray, out: np.ndarray, origin: int, pitch: int, room: tuple[int, int]) -> None:
+    """Read 32 x 32 sums from where :func:`_write` wrote them."""
+    size = min(room[1], PANEL)
+    for i in range(min(room[0], PANEL)):
+        sums[i * PANEL : i * PANEL + size] = out[origin + i * pitch : origin + i * pitch + size]
 
 
 @numba.njit
 def _multiply_lines(
     out: np.ndarray,
+    pitch: int,
     packed: np.ndarray,
     x: np.ndarray,
     steps: tuple[int, int, int],
@@ -164,7 +164,8 @@ def _multiply_lines(
     height, width, terms = sizes
     lines, others = (height, width) if x_is_left else (width, height)
     blocks, their_panels = -(-terms // PANEL), -(-others // PANEL)
-    room, corner = np.empty(2 * TILE_BYTES // 4, np.int32), np.empty(PANEL * PANEL, np.float32)
+    room, sums = np.empty(2 * TILE_BYTES // 4, np.int32), np.empty(PANEL * PANEL, np.float32)
+    edge = np.empty(PANEL, out.dtype)
     mine = np.empty(panels * min(DEPTH, blocks) * BLOCK_BYTES // 4, np.int32)
     left, right = (mine, packed) if x_is_left else (packed, mine)
     highest, largest = np.int32(0), np.int32(0)
@@ -183,23 +184,21 @@ def _multiply_lines(
                 at, own = line + p * PANEL, p * deep * BLOCK_BYTES
                 row, column = (at, other * PANEL) if x_is_left else (other * PANEL, at)
                 left_at, right_at = (own, theirs) if x_is_left else (theirs, own)
-                origin, space = (matrix * height + row) * width + column, (height - row, width - column)
-                _multiply_panels(out, corner, left, left_at, right, right_at, deep, origin, space, width, chunk == 0)
-            if not x_is_left and chunk + deep == blocks:
-                size = min(width - line, panels * PANEL)
-                for i in range(other * PANEL, min(height, (other + 1) * PANEL)):
-                    origin = (matrix * height + i) * width + line
-                    largest = max(largest, _finish(out[origin : origin + size], scaled, carried, factor))
-    if x_is_left:  # whole rows, as short ones take longer
-        origin = (matrix * height + line) * width
-        count = min(height - line, panels * PANEL) * width
-        largest = _finish(out[origin : origin + count], scaled, carried, factor)
+                origin, space = (matrix * height + row) * pitch + column, (height - row, width - column)
+                if chunk > 0:
+                    _read(sums, out, origin, pitch, space)
+                _add_blocks(left, left_at, right, right_at, deep, sums, chunk == 0)
+                if chunk + deep == blocks:
+                    largest = max(largest, _finish(sums, scaled, carried, factor))
+                _write(sums, out, origin, pitch, space, edge)
     return highest, largest
 
 
 @kernel
 def _multiply(
     out: np.ndarray,
+    pitch: int,
+    matrices: int,
     packed: np.ndarray,
     x: np.ndarray,
     steps: tuple[int, int, int],
@@ -211,13 +210,15 @@ def _multiply(
     carried: np.float32,
     factor: np.float32,
 ) -> tuple[np.int32, np.int32]:
-    """Multiply the operand ``x`` with one that is packed: ``out`` is [matrix, M, N], flat, ``sizes`` are M, N and K.
+    """Multiply the operand ``x`` with one that is packed; ``sizes`` are M, N and K.
+
+    ``out`` is [matrix, M, N], flat, its rows ``pitch`` elements apart.
 
     Returns the bits of the largest magnitudes of ``x`` and of the result before ``factor``.
     """
     lines = sizes[0] if x_is_left else sizes[1]
     groups = -(-lines // (PANEL * group))
-    found = np.zeros((out.size // (sizes[0] * sizes[1]) * groups, 2), np.int32)
+    found = np.zeros((matrices * groups, 2), np.int32)
     for task in prange(len(found)):
         before = np.zeros(64, np.uint8)
         tiles.save_configuration(before)
@@ -225,51 +226,55 @@ def _multiply(
         line = task % groups * group * PANEL
         panels = min(group, -(-(lines - line) // PANEL))
         found[task] = _multiply_lines(
-            out, packed, x, steps, sizes, x_is_left, panels, task // groups, line, scaled, carried, factor
+            out, pitch, packed, x, steps, sizes, x_is_left, panels, task // groups, line, scaled, carried, factor
         )
         tiles.load_configuration(before)
     return found[:, 0].max(), found[:, 1].max()
 
 
-def multiply(a: Tensor, b: Tensor, carried: float = 1.0, factor: float | None = None) -> tuple[Tensor, float] | None:
+def multiply(
+    a: Tensor, b: Tensor, carried: float = 1.0, factor: float | None = None, into: Tensor | None = None
+) -> tuple[Tensor, float] | None:
     """Multiply matrices of fp16 numbers; round and scale the sums as :func:`fused.finish_product_` does.
 
     Args:
         a: float16, or float32 on its grid, [..., M, K]; any strides.
         b: the same [..., K, N]; the leading axes broadcast as in `torch.matmul`.
         carried: what the sums are multiplied with before they are rounded. factor: and after, with a second rounding.
+        into: float16 [..., M, N] to write the product to, rows at any pitch.
 
-    Returns the product, contiguous float32 [..., M, N], and the largest magnitude before ``factor``; None where the
+    Returns the product (``into``, or contiguous float32) and the largest magnitude before ``factor``; None where the
     tiles do not help: on other processors, for small matrices, and for operands that are not finite.
     """
-    if not tiles.available() or a.dim() < 2 or b.dim() < 2:
+    height, terms, width = a.shape[-2], a.shape[-1], b.shape[-1]
+    if min(height, width, terms) < SHORTEST or not tiles.available():
         return None
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    if b.dim() == 2 or b.shape[:-2].numel() == 1:  # all rows of the batch are rows of one product
-        a, b = a.expand(*batch, *a.shape[-2:]).reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
+    batch = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*batch, height, width)
+    if b.dim() == 2:  # all rows of the batch are rows of one product
+        a, b = a.reshape(1, -1, terms), b[None]
     else:
         a, b = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
-    (height, terms), width = a.shape[-2:], b.shape[-1]
-    if min(height, width, terms) < SHORTEST:
-        return None
-    out = torch.empty(*batch, a.shape[-2] // (batch.numel() if len(a) == 1 and batch else 1), width)
+    matrices, height, _ = a.shape
+    blocks = -(-terms // PANEL)
+    narrow = into is not None and blocks <= DEPTH
+    out = into if narrow else torch.empty(shape)
     x_is_left = height > width
     x, other = (a, b.mT) if x_is_left else (b.mT, a)
-    (lines, others) = (height, width) if x_is_left else (width, height)
-    blocks = -(-terms // PANEL)
-    packed = torch.empty(len(a) * -(-others // PANEL) * blocks * BLOCK_BYTES // 4, dtype=torch.int32).numpy()
-    source, steps = _flat_source(other)
-    if pack(packed, source, steps, others, terms, not x_is_left) >= INF_BITS:
+    lines, others = (height, width) if x_is_left else (width, height)
+    packed = torch.empty(matrices * -(-others // PANEL) * blocks * BLOCK_BYTES // 4, dtype=torch.int32).numpy()
+    if pack(packed, *_flat(other), others, terms, not x_is_left) >= INF_BITS:
         return None
-    source, steps = _flat_source(x)
     group = GROUP
-    while group > 1 and len(a) * -(-lines // (PANEL * group)) < 4 * torch.get_num_threads():
+    while group > 1 and matrices * -(-lines // (PANEL * group)) < 4 * torch.get_num_threads():
         group //= 2
+    target, (_, pitch, _) = _flat(out.view(matrices, height, width))
     highest, largest = _multiply(
-        flat(out),
+        target,
+        pitch,
+        matrices,
         packed,
-        source,
-        steps,
+        *_flat(x),
         (height, width, terms),
         x_is_left,
         group,
@@ -278,10 +283,14 @@ def multiply(a: Tensor, b: Tensor, carried: float = 1.0, factor: float | None = 
         np.float32(carried),
         np.float32(factor or 0.0),
     )
-    return None if highest >= INF_BITS else (out, float_of_largest(largest))
+    if highest >= INF_BITS:
+        return None
+    if into is not None and not narrow:
+        out = into.copy_(out)
+    return out, float_of_largest(largest)
 
 
-def _flat_source(x: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
+def _flat(x: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The memory behind matrices [matrix, line, term], flat, and the steps along their axes; one of the last is 1."""
     if 1 not in x.stride()[1:]:
         x = x.contiguous()

@@ -35,12 +35,16 @@ class Executable:
         values.update(self.constants)
         with torch.no_grad():
             for step in self.steps:
-                values.update(zip(step.results, step.kernel(*[values[name] for name in step.operands]), strict=True))
+                operands = [values[name] for name in step.operands]
+                into = bindings[step.sink] if step.sink else None
+                direct = into is not None and into.dtype == torch.float16
+                results = step.kernel(*operands, into=into) if direct else step.kernel(*operands)
+                values.update(zip(step.results, results, strict=True))
                 for name in step.dead:
                     del values[name]
             for name in self.outputs:
-                bindings[name].copy_(values[name])
-
+                if values[name] is not bindings[name]:
+                    bindings[name].copy_(values[name])
 
     def _read(self, name: str, x: Tensor) -> Tensor:
         return x if name in self.narrow else widen(x)

@@ -10,6 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,11 +27,15 @@ Scaling = Callable[[Tensor, float], tuple[Tensor | Deferred, float]]
 
 @dataclass
 class Step:
-    """One kernel call: the values it reads, those it defines, and those nobody reads after it."""
+    """One kernel call: the values it reads, those it defines, and those nobody reads after it.
+
+    ``sink`` is an output that the kernel writes to its buffer, which it takes as ``into``, or None.
+    """
 
     kernel: Callable[..., tuple[Tensor | Deferred, ...]]
     operands: tuple[str, ...]
     results: tuple[str, ...]
+    sink: str | None = None
     dead: tuple[str, ...] = ()
 
 
@@ -93,12 +98,12 @@ class _Fusion:
             self.done.add(inverse)
             operands.append(list(inverse.tensors())[1].name)
             result = inverse.output
+        sink = result.name if result in self.outputs and not others else None
         if report is None:
-            return Step(lambda *x: _product(multiply, None, x), tuple(operands), (result.name,))
+            return Step(partial(_product, multiply, None), tuple(operands), (result.name,), sink)
         self.done.update(report)
-        shape = report[1].output.shape
         names = (result.name, report[1].output.name)
-        return Step(lambda *x: _product(multiply, shape, x), tuple(operands), names)
+        return Step(partial(_product, multiply, report[1].output.shape), tuple(operands), names, sink)
 
     def _operand(self, op: Op) -> Step:
         """A scaled operand with its maximum."""
@@ -160,10 +165,12 @@ def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _product(multiply: Product, shape: tuple[int, ...] | None, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _product(
+    multiply: Product, shape: tuple[int, ...] | None, *x: Tensor, into: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Sums, rounded and scaled back; with their maximum when ``shape`` says which it has."""
     (left, a), (right, b) = map(_operand_of, x[:2])
-    product, largest = multiply(left, right, a * b, x[2].item() if len(x) > 2 else None)
+    product, largest = multiply(left, right, a * b, x[2].item() if len(x) > 2 else None, into)
     return (product,) if shape is None else (product, torch.full(shape, largest))
 
 

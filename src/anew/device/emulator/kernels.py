@@ -30,7 +30,7 @@ from anew.mil.ops.attention import attention_scale
 from anew.mil.ops.matmul import conv_padding, matmul_operands
 from anew.mil.types import is_float
 
-Product = Callable[[Tensor, Tensor, float, float | None], tuple[Tensor, float]]
+Product = Callable[[Tensor, Tensor, float, float | None, Tensor | None], tuple[Tensor, float]]
 Kernel = Callable[..., Any]  # of the tensor operands: a tensor, or a tuple of several results
 
 
@@ -65,8 +65,9 @@ class Arithmetic:
     def product(self, op: Op) -> Product:
         """Return a function of a matmul's operands, which are on the fp16 grid.
 
-        Further arguments are what the sums are multiplied with before they are rounded, and what after it, if anything.
-        It returns the product and its largest magnitude before the latter.
+        Further arguments are what the sums are multiplied with before they are rounded, what after it, if anything, and
+        an fp16 tensor to write the product to, if any. It returns the product and its largest magnitude before the
+        latter factor.
         """
         parameters = _parameters(op)
         multiply = self._finished_sums if self.exact else matmul_finished
@@ -79,9 +80,12 @@ class Arithmetic:
         others = {v for op in function.ops if not op.constant and op.kind != "matmul" for v in op.tensors()}
         return {v.name for v in function.inputs if v not in others and v not in function.outputs}
 
-    def _finished_sums(self, x: Tensor, y: Tensor, carried: float, factor: float | None) -> tuple[Tensor, float]:
+    def _finished_sums(
+        self, x: Tensor, y: Tensor, carried: float, factor: float | None, into: Tensor | None
+    ) -> tuple[Tensor, float]:
         product = matmul_exact(x, y)
-        return product, finish_product_(product, factor, carried)
+        largest = finish_product_(product, factor, carried)
+        return (product if into is None else into.copy_(product)), largest
 
     def _conv(
         self,

@@ -438,10 +438,13 @@ def matmul_fast(a: Tensor, b: Tensor) -> Tensor:
     return matmul_finished(a, b, 1.0, None)[0]
 
 
-def matmul_finished(a: Tensor, b: Tensor, carried: float, factor: float | None) -> tuple[Tensor, float]:
-    """As :func:`matmul_fast` of operands in fp16 or fp32, scaled before and after the rounding: :func:`amx.multiply`."""
-    found = multiply(a, b, carried, factor)
+def matmul_finished(
+    a: Tensor, b: Tensor, carried: float, factor: float | None, into: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """As :func:`matmul_fast`, of fp16 or fp32 operands, scaled before and after the rounding: :func:`amx.multiply`."""
+    found = multiply(a, b, carried, factor, into)
     if found is not None:
         return found
     sums = torch.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
-    return sums, finish_product_(sums, factor, carried)
+    largest = finish_product_(sums, factor, carried)
+    return (sums if into is None else into.copy_(sums)), largest

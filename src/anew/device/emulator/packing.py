@@ -25,6 +25,8 @@ from anew.device.team import kernel
 PANEL = 2 * ROWS
 """Lines of a panel, and terms of a block."""
 BLOCK_BYTES = 4 * TILE_BYTES
+AHEAD = 8
+"""Blocks of terms that are on their way from memory while one is packed: the next lines of sixteen are far apart."""
 _WORD, _HALF, _REAL = ir.IntType(32), ir.IntType(16), ir.FloatType()
 
 
@@ -36,12 +38,21 @@ def _splat(kind: ir.Type, count: int, value: int) -> ir.Constant:
     return ir.Constant(_vector(kind, count), [value] * count)
 
 
-def _read(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, start: ir.Value, count: int) -> ir.Value:
+def read(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, start: ir.Value, count: int) -> ir.Value:
     """Neighbouring elements of an array of float32, or of the bits of fp16 (int16), as float32."""
     stored = ir.HalfType() if kind.dtype == types.int16 else _REAL
     data = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
     found = builder.load(builder.bitcast(data, _vector(stored, count).as_pointer()), align=2)
     return found if stored == _REAL else builder.fpext(found, _vector(_REAL, count))
+
+
+def _prefetch(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, start: ir.Value) -> None:
+    """Ask for the cache line of an element, which may lie beyond the array: nothing is read."""
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    data = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+    signature = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(prefetch, [builder.bitcast(data, byte), flag(0), flag(2), flag(1)])
 
 
 def _parts(builder: ir.IRBuilder, x: ir.Value, count: int) -> tuple[ir.Value, ir.Value]:
@@ -78,7 +89,8 @@ def _split_terms(typing_context: Any, x: Any, start: Any, packed: Any, leading: 
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        terms = _read(context, builder, signature.args[0], args[0], args[1], PANEL)
+        terms = read(context, builder, signature.args[0], args[0], args[1], PANEL)
+        _prefetch(context, builder, signature.args[0], args[0], builder.add(args[1], ir.IntType(64)(AHEAD * PANEL)))
         parts = _parts(builder, terms, PANEL)
         for bits, at in zip(parts, args[3:], strict=True):
             halves = builder.trunc(builder.lshr(bits, _splat(_WORD, PANEL, 16)), _vector(_HALF, PANEL))
@@ -94,7 +106,7 @@ def _split_lines(typing_context: Any, x: Any, even: Any, odd: Any, packed: Any, 
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         low, high = (
-            _parts(builder, _read(context, builder, signature.args[0], args[0], start, ROWS), ROWS)
+            _parts(builder, read(context, builder, signature.args[0], args[0], start, ROWS), ROWS)
             for start in args[1:3]
         )
         for even_bits, odd_bits, at in zip(low, high, args[4:], strict=True):
@@ -195,7 +207,14 @@ def pack_block(
 
 @numba.njit
 def _pack_panel(
-    packed: np.ndarray, at: int, x: np.ndarray, start: int, steps: tuple[int, int], lines: int, terms: int, as_rows: bool
+    packed: np.ndarray,
+    at: int,
+    x: np.ndarray,
+    start: int,
+    steps: tuple[int, int],
+    lines: int,
+    terms: int,
+    as_rows: bool,
 ) -> np.int32:
     """Pack all terms of up to 32 lines."""
     largest = np.int32(0)
