@@ -11,6 +11,7 @@ import functools
 import importlib
 import itertools
 import os
+import threading
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ import torch
 #: Elements of a kernel's first array below which one core is as fast.
 GRAIN = 1 << 14
 COMPILED = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+_team = threading.local()
+"""The number of threads that numba was last told to use on each calling thread: telling it takes a while."""
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,10 +39,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(first: Any, *others: Any) -> Any:
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        if threads == 1 or first.size < GRAIN or not _openmp():
+        if first.size < GRAIN:
             return alone(first, *others)
-        numba.set_num_threads(threads)
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        if threads == 1 or not _openmp():
+            return alone(first, *others)
+        if getattr(_team, "threads", None) != threads:
+            numba.set_num_threads(threads)
+            _team.threads = threads
         return together(first, *others)
 
     return run

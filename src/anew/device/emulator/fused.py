@@ -112,16 +112,24 @@ def _mul(x: np.ndarray, y: np.ndarray, repeat: int, out: np.ndarray) -> None:
 _BINARY: dict[str, Callable[..., None]] = {"add": _add, "sub": _sub, "mul": _mul}
 _ROW = 1 << 12
 """Elements that a row has at least, where the shapes let one choose: what is done once a row then costs nothing."""
+_SHORT = 1 << 8
+"""Elements of a row below which it does cost something; rows are shared out among the cores."""
 
 
 def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
     """``add``, ``sub`` or ``mul`` of two float32 tensors that broadcast, rounded as elementwise."""
-    shape = x.shape if x.shape == y.shape else torch.broadcast_shapes(x.shape, y.shape)
+    shape = x.shape if x.shape == y.shape else _broadcast(x.shape, y.shape)
     if kind != "sub" and x.shape != shape:
         x, y = y, x
     x = x.expand(shape).contiguous()
     out = torch.empty_like(x)
     if out.numel() == 0:
+        return out
+    if y.shape == shape:
+        width = math.gcd(out.numel(), _ROW)
+        pieces = (flat(x), flat(y.contiguous()), flat(out))
+        rows, others, results = (x.reshape(-1, width if width >= _SHORT else x.size) for x in pieces)
+        _BINARY[kind](rows, others, 1, results)
         return out
     found = _rows(shape, (*(1,) * (len(shape) - y.dim()), *y.shape))
     if found is None:
@@ -132,6 +140,9 @@ def binary(kind: str, x: Tensor, y: Tensor) -> Tensor:
     rows, others, results = flat(x).reshape(-1, width), flat(y.contiguous()).reshape(-1, columns), flat(out)
     _BINARY[kind](rows, others, repeat, results.reshape(-1, width))
     return out
+
+
+_broadcast = functools.lru_cache(maxsize=4096)(torch.broadcast_shapes)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -75,9 +75,7 @@ def _largest(builder: ir.IRBuilder, bits: list[ir.Value], count: int) -> ir.Valu
     return builder.call(reduce, [top])
 
 
-def _write(
-    context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, at: ir.Value, x: ir.Value
-) -> None:
+def _write(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, at: ir.Value, x: ir.Value) -> None:
     builder.store(x, builder.bitcast(address(context, builder, kind, array, at), x.type.as_pointer()), align=4)
 
 

@@ -187,7 +187,7 @@ def flat(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """Return a contiguous CPU tensor as a flat numpy view; raises ValueError for any other."""
     if x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous():
         raise ValueError(f"expected a contiguous {dtype} tensor on the CPU, got {x.dtype} on {x.device}")
-    return x.detach().view(-1).numpy()
+    return x.detach().numpy().reshape(-1)
 
 
 def round_elementwise_(x: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ def _on_configuration(name: str) -> Callable[..., None]:
 def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
     """Four rounds of exchanges between rows at distance 8, 4, 2, 1: of a pair, each takes half of the other's words."""
     vector = ir.VectorType(ir.IntType(32), ROWS)
-    source, target = (
-        address(context, builder, signature.args[2 * i], args[2 * i], args[2 * i + 1]) for i in range(2)
-    )
+    source, target = (address(context, builder, signature.args[2 * i], args[2 * i], args[2 * i + 1]) for i in range(2))
 
     def row(base: ir.Value, i: int) -> ir.Value:
         return builder.bitcast(builder.gep(base, [_OFFSET(i * ROW_BYTES)]), vector.as_pointer())
