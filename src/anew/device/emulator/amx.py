@@ -257,8 +257,7 @@ def multiply(
         a, b = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
     matrices, height, _ = a.shape
     blocks = -(-terms // PANEL)
-    narrow = into is not None and blocks <= DEPTH
-    out = into if narrow else torch.empty(shape)
+    out = torch.empty(shape) if into is None or blocks > DEPTH else into  # what is added to again stays float32
     x_is_left = height > width
     x, other = (a, b.mT) if x_is_left else (b.mT, a)
     lines, others = (height, width) if x_is_left else (width, height)
@@ -285,9 +284,7 @@ def multiply(
     )
     if highest >= INF_BITS:
         return None
-    if into is not None and not narrow:
-        out = into.copy_(out)
-    return out, float_of_largest(largest)
+    return (out if into is None or out is into else into.copy_(out)), float_of_largest(largest)
 
 
 def _flat(x: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from anew.device.emulator.chains import Formula, merge
 from anew.device.emulator.fused import Deferred, defer_scale, scale
 from anew.device.emulator.kernels import Arithmetic, Product
 from anew.device.emulator.lookup import look_up
@@ -29,7 +30,8 @@ Scaling = Callable[[Tensor, float], tuple[Tensor | Deferred, float]]
 class Step:
     """One kernel call: the values it reads, those it defines, and those nobody reads after it.
 
-    ``sink`` is an output that the kernel writes to its buffer, which it takes as ``into``, or None.
+    ``sink`` is an output that the kernel writes to its buffer, which it takes as ``into``, or None. ``formula`` is of
+    elementwise steps that may become part of a chain.
     """
 
     kernel: Callable[..., tuple[Tensor | Deferred, ...]]
@@ -37,12 +39,14 @@ class Step:
     results: tuple[str, ...]
     sink: str | None = None
     dead: tuple[str, ...] = ()
+    formula: Formula | None = None
 
 
 def make_steps(function: Function, constants: Mapping[str, Tensor], arithmetic: Arithmetic) -> list[Step]:
     """The steps that compute a function, in an order in which every operand is there."""
     fusion = _Fusion(function, constants, arithmetic)
-    return _ordered(fusion.steps(), [v.name for v in function.inputs] + list(constants))
+    steps = _ordered(fusion.steps(), [v.name for v in function.inputs] + list(constants))
+    return merge(steps, [v.name for v in function.outputs])
 
 
 class _Fusion:
@@ -75,13 +79,15 @@ class _Fusion:
     def _lookup(self, value: Value) -> Step:
         """A chain of operations on one tensor."""
         argument, table = self.tabulation.tables[value]
-        return Step(lambda x: (look_up(x, table),), (argument.name,), (value.name,))
+        formula = Formula("table", value.shape, table)
+        return Step(lambda x: (look_up(x, table),), (argument.name,), (value.name,), formula=formula)
 
     def _single(self, op: Op) -> Step:
         kernel = self.arithmetic.kernel(op)
         self.done.add(op)
         operands, results = tuple(v.name for v in op.tensors()), tuple(v.name for v in op.outputs)
-        return Step(lambda *x: _as_tuple(kernel(*x)), operands, results)
+        formula = Formula(op.kind, op.output.shape) if op.kind in ("add", "sub", "mul") else None
+        return Step(lambda *x: _as_tuple(kernel(*x)), operands, results, formula=formula)
 
     def _product(self, op: Op) -> Step:
         """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
