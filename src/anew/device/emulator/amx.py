@@ -249,11 +249,12 @@ def multiply(
     height, terms, width = a.shape[-2], a.shape[-1], b.shape[-1]
     if min(height, width, terms) < SHORTEST or not tiles.available():
         return None
-    batch = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    shape = (*batch, height, width)
     if b.dim() == 2:  # all rows of the batch are rows of one product
+        shape = (*a.shape[:-1], width)
         a, b = a.reshape(1, -1, terms), b[None]
     else:
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        shape = (*batch, height, width)
         a, b = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
     matrices, height, _ = a.shape
     blocks = -(-terms // PANEL)
@@ -291,7 +292,8 @@ def _flat(x: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The memory behind matrices [matrix, line, term], flat, and the steps along their axes; one of the last is 1."""
     if 1 not in x.stride()[1:]:
         x = x.contiguous()
-    steps = x.stride()
-    extent = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
+    (matrices, lines, terms), (step, line_step, term_step) = x.shape, x.stride()
+    extent = 1 + (matrices - 1) * step + (lines - 1) * line_step + (terms - 1) * term_step
     memory = x.detach().as_strided((extent,), (1,))
-    return (memory.view(torch.int16) if x.dtype == torch.float16 else memory).numpy(), (steps[0], steps[1], steps[2])
+    found = memory.view(torch.int16) if x.dtype == torch.float16 else memory
+    return found.numpy(), (step, line_step, term_step)
