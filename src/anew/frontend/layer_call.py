@@ -17,6 +17,7 @@ from anew.errors import AnewError
 from anew.frontend.cache import with_fixed_sizes
 from anew.frontend.captured import Captured
 from anew.frontend.recompiles import check_recompiles
+from anew.frontend.recorded import with_recording
 from anew.frontend.session import Session
 
 #: Graphs that Dynamo may keep of a model's layers of one class: one for each input shape, train and eval apart.
@@ -32,7 +33,7 @@ def compile_layers(session: Session, layers: Sequence[nn.Module]) -> None:
     """
     calls = {kind: _captured_call(session, kind) for kind in dict.fromkeys(map(type, layers))}
     for layer in layers:
-        layer._compiled_call_impl = with_fixed_sizes(layer, _bound(calls[type(layer)], layer))
+        layer._compiled_call_impl = with_recording(layer, with_fixed_sizes(layer, _bound(calls[type(layer)], layer)))
 
 
 def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
