@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
+from torch.nn.parallel import DistributedDataParallel
 
 from anew.errors import AnewError
 from anew.frontend.cache import with_fixed_sizes
@@ -46,6 +48,17 @@ def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
     return bound
 
 
+def _whole_layers() -> AbstractContextManager[Any]:
+    """Inside DistributedDataParallel Dynamo would cut a graph at the edges of the gradients' buckets.
+
+    That is for a graph of a whole model; layers are small enough for gradients to travel between them.
+    """
+    if DistributedDataParallel._get_active_ddp_module() is None:
+        return nullcontext()
+    without: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
+    return without
+
+
 def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return layer._call_impl(*args, **kwargs)
@@ -61,7 +74,8 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
     @functools.wraps(call)
     def own_errors(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
-            return compiled(layer, *args, **kwargs)
+            with _whole_layers():
+                return compiled(layer, *args, **kwargs)
         except BackendCompilerFailed as failed:
             if isinstance(failed.inner_exception, AnewError):
                 raise failed.inner_exception from None
