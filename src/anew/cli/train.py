@@ -53,6 +53,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     _add_settings(parser.add_argument_group("how to train (defaults come from the preset)"))
     _add_device(parser.add_argument_group("where to compute"))
     _add_saving(parser.add_argument_group("saving and going on"))
+    _add_reporting(parser.add_argument_group("reporting"))
     parser.add_argument("--plain", action="store_true", help="print log lines on a terminal too")
 
 
@@ -93,6 +94,16 @@ def _add_saving(group: Any) -> None:
         help="steps between checkpoints; 0: only at Ctrl-C and the end (default: 100)",
     )
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default: 2)")
+
+
+def _add_reporting(group: Any) -> None:
+    group.add_argument(
+        "--report-to",
+        metavar="NAMES",
+        help="services to report to besides metrics.jsonl, with commas between: tensorboard, wandb, trackio and the "
+        "others that transformers knows (default: none)",
+    )
+    group.add_argument("--project-name", metavar="NAME", help="what a service groups runs under")
 
 
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:

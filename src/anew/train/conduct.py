@@ -20,6 +20,7 @@ from anew.train.plot import plot_losses
 from anew.train.record import machine, versions, write_json
 from anew.train.resume import Saver, begin
 from anew.train.settings import Settings
+from anew.train.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 
@@ -64,16 +65,22 @@ def first_record(config: Settings, command: Sequence[str], checkpoint: Checkpoin
 
 
 def conduct(
-    loop: Loop, records: list[Record], folder: Path, record: dict[str, Any], title: str, finish: Callable[[], None]
+    loop: Loop,
+    records: list[Record],
+    folder: Path,
+    record: dict[str, Any],
+    title: str,
+    finish: Callable[[], None],
+    trackers: Trackers,
 ) -> None:
-    """Run a loop, which goes on after `records`, until it is done or interrupted.
+    """Run a loop, which goes on after `records`, until it is done or interrupted; report it to `trackers`.
 
     `finish` is called when training has ended well. Whatever happens, metrics.jsonl, loss.png (under a title) and
     run.json (from `record`) are written to the folder if the disk takes them.
     """
     started = time.perf_counter()
-    with MetricsFile(folder / METRICS, records) as metrics:
-        loop.metrics = metrics
+    with MetricsFile(folder / METRICS, records) as metrics, trackers.watching(loop.model, loop.config.steps):
+        loop.metrics, loop.trackers = metrics, trackers
         try:
             _train(loop)
             record["status"] = "interrupted" if loop.history.interrupted else "finished"

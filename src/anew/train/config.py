@@ -24,7 +24,8 @@ class TrainConfig(Settings):
 
     VERB = "train"
     FOLDER = "out"
-    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")  # data is known by its tokens
+    # Data is known by its tokens.
+    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker", "report_to", "project_name")
 
     name: str
     model: dict[str, Any]
@@ -50,6 +51,8 @@ class TrainConfig(Settings):
     save_every: int = 100
     keep: int = 2
     allow_swap: bool = False
+    report_to: str | None = None
+    project_name: str | None = None
 
     @property
     def tokens_per_step(self) -> int:

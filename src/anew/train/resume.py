@@ -62,8 +62,12 @@ def settings(checkpoint: Checkpoint, choices: Mapping[str, Any], kind: type[Conf
     if wrong:
         listed = ", ".join(f"{kind.flag(key)} {given[key]} (the run has {getattr(config, key)})" for key in wrong)
         raise UserError(f"--resume goes on with {run} as it was begun: leave away {listed}, or start another run")
-    taken: dict[str, Any] = {key: type(getattr(config, key))(value) for key, value in given.items() if key in kind.FREE}
+    taken = {key: _like(getattr(config, key), value) for key, value in given.items() if key in kind.FREE}
     return replace(config, **taken)  # type: ignore[type-var]
+
+
+def _like(saved: Any, given: Any) -> Any:
+    return given if saved is None else type(saved)(given)
 
 
 def _same(given: Any, saved: Any) -> bool:

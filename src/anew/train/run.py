@@ -28,6 +28,7 @@ from anew.train.model import build_model, count_parameters, describe_model, save
 from anew.train.pretraining import Pretraining
 from anew.train.resume import Saver
 from anew.train.tokenizer import encode, load_tokenizer, train_tokenizer
+from anew.train.trackers import Trackers
 
 VALIDATION_BATCHES = 8
 SHOWN_SAMPLES = 2
@@ -56,6 +57,7 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
     """
     started = time.perf_counter()
     kept = keep_freed_memory()
+    trackers = Trackers.of(config)
     _quiet_transformers()
     checkpoints = open_folder(config, config.keep, display, resumed=checkpoint is not None)
     needed = check_memory(config)
@@ -86,7 +88,7 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
             record["sample"] = _show_samples(model, corpus, config, display)
 
     title = f"{config.name}: {describe_device(statistics(model, config))}"
-    conduct(loop, records, config.out, record, title, finish)
+    conduct(loop, records, config.out, record, title, finish, trackers)
     for line in _summary(config, loop.history, time.perf_counter() - started):
         display.say(line)
     return not loop.history.interrupted
