@@ -53,11 +53,12 @@ class TrainConfig(Settings):
     allow_swap: bool = False
     report_to: str | None = None
     project_name: str | None = None
+    processes: int = 1
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step learns from."""
-        return self.batch_size * self.grad_accum * self.seq_len
+        """Tokens that one optimizer step learns from, in all processes."""
+        return self.batch_size * self.grad_accum * self.seq_len * self.processes
 
     @classmethod
     def flag(cls, field: str) -> str:

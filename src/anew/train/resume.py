@@ -104,20 +104,32 @@ class Saver:
         data: what it learns from, in a few words.
         tokens: SHA-256 of its training and validation tokens.
         trained_only: leave out weights that do not train; else transformers loads the checkpoint as a model.
+        writes: False in a process beside the one that writes.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, config: RunSettings, data: str, tokens: str, *, trained_only: bool = False
+        self,
+        checkpoints: Checkpoints,
+        config: RunSettings,
+        data: str,
+        tokens: str,
+        *,
+        trained_only: bool = False,
+        writes: bool = True,
     ) -> None:
         self.checkpoints = checkpoints
         self.config = config
         self.data = data
         self.tokens = tokens
         self.trained_only = trained_only
+        self.writes = writes
         self.saved: Path | None = None
 
     def save(self, loop: Loop) -> None:
         """Save a loop between two steps, metrics first; raises UserError if the disk does not take it."""
+        if not self.writes:
+            self.saved = self.checkpoints.folder / f"checkpoint-{loop.history.steps}"
+            return
         tensors, documents = snapshot.take(loop.model, loop.optimizer, trained_only=self.trained_only)
         documents[STATE] = {
             "verb": self.config.VERB,
