@@ -69,7 +69,11 @@ def _configure(arguments: argparse.Namespace) -> tuple[FinetuneConfig, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune and return the exit code."""
+    from anew.train.ranks import Ranks
+
     config, checkpoint = _configure(arguments)
+    if Ranks.of_environment().count > 1:
+        raise UserError("anew finetune trains in one process: leave torchrun away, or run trl.SFTTrainer under it")
     arguments.out = config.adapter_path  # where a traceback goes if something unexpected happens
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
     from anew.finetune.run import run as finetune

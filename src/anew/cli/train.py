@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anew.cli.flags import add_device
+from anew.errors import UserError
 from anew.train.config import TrainConfig, check, resolve
 from anew.train.presets import PRESETS
 
@@ -53,6 +54,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     _add_settings(parser.add_argument_group("how to train (defaults come from the preset)"))
     _add_device(parser.add_argument_group("where to compute"))
     _add_saving(parser.add_argument_group("saving and going on"))
+    _add_reporting(parser.add_argument_group("reporting"))
     parser.add_argument("--plain", action="store_true", help="print log lines on a terminal too")
 
 
@@ -95,14 +97,30 @@ def _add_saving(group: Any) -> None:
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default: 2)")
 
 
+def _add_reporting(group: Any) -> None:
+    group.add_argument(
+        "--report-to",
+        metavar="NAMES",
+        help="services to report to besides metrics.jsonl, with commas between: tensorboard, wandb, trackio and the "
+        "others that transformers knows (default: none)",
+    )
+    group.add_argument("--project-name", metavar="NAME", help="what a service groups runs under")
+
+
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(arguments).items() if key in TrainConfig.__dataclass_fields__}
 
 
 def configure(arguments: argparse.Namespace) -> TrainConfig:
     """Return the settings of a new run that the command line asks for; raises UserError if they make no sense."""
-    choices = _choices(arguments)
+    choices = _choices(arguments) | {"processes": _processes()}
     return resolve(arguments.preset, choices.pop("data"), choices)
+
+
+def _processes() -> int:
+    from anew.train.ranks import Ranks  # it loads torch, for which `anew --help` should not wait
+
+    return Ranks.of_environment().count
 
 
 def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:
@@ -112,6 +130,11 @@ def _resumed(arguments: argparse.Namespace) -> tuple[TrainConfig, "Checkpoint"]:
     name = arguments.preset and Path(arguments.preset).stem
     config = settings(checkpoint, {**_choices(arguments), "name": name}, TrainConfig)
     check(config)
+    if config.processes != _processes():
+        raise UserError(
+            f"the run in {config.out} has {config.processes} processes, not {_processes()}: go on with torchrun "
+            f"--nproc_per_node {config.processes} -m anew train --resume {arguments.resume}"
+        )
     return config, checkpoint
 
 
@@ -121,12 +144,16 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.out = config.out  # where a traceback goes if something unexpected happens
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
     from anew.train.checkpoint import LATEST
-    from anew.train.display import make_display
+    from anew.train.display import NoDisplay, make_display
+    from anew.train.ranks import Ranks
     from anew.train.run import run as train
 
+    ranks = Ranks.of_environment()
+    display = make_display(arguments.plain) if ranks.first else NoDisplay()
     try:
-        if train(config, make_display(arguments.plain), ["anew", *sys.argv[1:]], checkpoint):
-            return 0
+        with ranks.together():
+            if train(config, display, ["anew", *sys.argv[1:]], checkpoint, ranks):
+                return 0
     except KeyboardInterrupt:  # the second one, or one outside of training
         if not (config.out / LATEST).exists():
             raise

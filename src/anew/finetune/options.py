@@ -65,8 +65,10 @@ class FinetuneConfig(Settings):
     max_seq_length: int = option(2048, "tokens at which a row is cut", metavar="N")
     grad_checkpoint: bool = option(False, "compute activations twice to save memory")
     clear_cache_threshold: str | int = option(0, "no effect: there is no such cache", metavar="SIZE")
-    report_to: str | None = option(None, "no effect but a warning: metrics.jsonl has every number", metavar="NAMES")
-    project_name: str | None = option(None, "no effect: see --report-to", metavar="NAME")
+    report_to: str | None = option(
+        None, "services to report to, with commas between: tensorboard, wandb, trackio and others", metavar="NAMES"
+    )
+    project_name: str | None = option(None, "what a service groups runs under", metavar="NAME")
     seed: int = option(0, "of adapters, dropout and the order of batches", metavar="N")
     trust_remote_code: bool = option(False, "run model code that comes with the model")
     lora_parameters: dict[str, Any] = option(LORA_PARAMETERS)

@@ -29,6 +29,7 @@ from anew.train.display import Display
 from anew.train.memory import keep_freed_memory
 from anew.train.model import count_parameters
 from anew.train.resume import Saver
+from anew.train.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,7 @@ def run(config: FinetuneConfig, display: Display, command: Sequence[str], checkp
     AnewError for bad data, models, adapters and settings, for training that diverges and for a full disk.
     """
     keep_freed_memory()
-    if config.report_to:
-        display.say(
-            f"[WARNING] anew does not report to {config.report_to}: {config.adapter_path}/metrics.jsonl has it all"
-        )
+    trackers = Trackers.of(config)
     display.say("Loading pretrained model")
     adapter = None if config.train else config.adapter_path
     model, tokenizer = load(config.model, adapter=adapter, trust_remote_code=config.trust_remote_code)
@@ -65,7 +63,7 @@ def run(config: FinetuneConfig, display: Display, command: Sequence[str], checkp
     data = _load_data(config, model, tokenizer, display)
     done = True
     if config.train:
-        model, done = _train(model, tokenizer, config, data, display, command, checkpoint)
+        model, done = _train(model, tokenizer, config, data, display, command, checkpoint, trackers)
     else:
         model = place(model, config)
     if config.test and done:
@@ -113,6 +111,7 @@ def _train(
     display: Display,
     command: Sequence[str],
     checkpoint: Checkpoint | None,
+    trackers: Trackers,
 ) -> tuple[nn.Module, bool]:
     """Train a model; return it as it trained, and whether it was trained to the end."""
     started = time.perf_counter()
@@ -136,7 +135,7 @@ def _train(
         "lengths": data.train.lengths(),
     }
     title = f"{config.model}: {describe_device(statistics(model, config))}"
-    conduct(loop, records, config.adapter_path, record, title, lambda: None)
+    conduct(loop, records, config.adapter_path, record, title, lambda: None, trackers)
     if not loop.history.interrupted:
         display.say(f"Saved final weights to {config.adapter_path / MLX_WEIGHTS}.")
     display.say(describe_result(loop.history, time.perf_counter() - started))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
+from torch.nn.parallel import DistributedDataParallel
 
 from anew.errors import AnewError
 from anew.frontend.cache import with_fixed_sizes
 from anew.frontend.captured import Captured
 from anew.frontend.recompiles import check_recompiles
+from anew.frontend.recorded import with_recording
 from anew.frontend.session import Session
 
 #: Graphs that Dynamo may keep of a model's layers of one class: one for each input shape, train and eval apart.
@@ -32,7 +35,7 @@ def compile_layers(session: Session, layers: Sequence[nn.Module]) -> None:
     """
     calls = {kind: _captured_call(session, kind) for kind in dict.fromkeys(map(type, layers))}
     for layer in layers:
-        layer._compiled_call_impl = with_fixed_sizes(layer, _bound(calls[type(layer)], layer))
+        layer._compiled_call_impl = with_recording(layer, with_fixed_sizes(layer, _bound(calls[type(layer)], layer)))
 
 
 def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
@@ -43,6 +46,17 @@ def _bound(call: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
         return call(reference(), *args, **kwargs)
 
     return bound
+
+
+def _whole_layers() -> AbstractContextManager[Any]:
+    """Inside DistributedDataParallel Dynamo would cut a graph at the edges of the gradients' buckets.
+
+    That is for a graph of a whole model; layers are small enough for gradients to travel between them.
+    """
+    if DistributedDataParallel._get_active_ddp_module() is None:
+        return nullcontext()
+    without: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
+    return without
 
 
 def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
@@ -60,7 +74,8 @@ def _captured_call(session: Session, kind: type) -> Callable[..., Any]:
     @functools.wraps(call)
     def own_errors(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
-            return compiled(layer, *args, **kwargs)
+            with _whole_layers():
+                return compiled(layer, *args, **kwargs)
         except BackendCompilerFailed as failed:
             if isinstance(failed.inner_exception, AnewError):
                 raise failed.inner_exception from None

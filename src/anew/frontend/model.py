@@ -15,6 +15,7 @@ from anew.errors import UserError
 from anew.frontend.layer_call import compile_layers
 from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import attach, verdict_of
+from anew.frontend.no_cache import without_cache
 from anew.frontend.options import Options
 from anew.frontend.session import Session, Statistics, session_for
 
@@ -48,7 +49,7 @@ def compile(
     again.
 
     ``model.generate`` of transformers works as before: see :mod:`anew.frontend.cache`. A plain forward returns no
-    cache unless it is called with ``use_cache=True``: the model's ``config.use_cache`` becomes False.
+    cache unless it is called with ``use_cache=True``.
 
     Args:
         model: a model in float32, such as ``transformers.LlamaForCausalLM``.
@@ -90,19 +91,11 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     layers = repeated_layers(model)
     _check_float32(layers)
     _check_attention(getattr(model, "config", None))
-    _no_cache_by_default(model)
+    without_cache(model, layers)
     compile_layers(session, layers)
     if session.options.loss == "auto":
         attach(model, session)
     return model
-
-
-def _no_cache_by_default(model: nn.Module) -> None:
-    """Let a plain forward build no cache, which training has no use for; ``generate`` asks for one by itself."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", False):
-            config.use_cache = False
 
 
 def options_of(model: nn.Module) -> Options | None:

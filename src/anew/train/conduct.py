@@ -20,6 +20,7 @@ from anew.train.plot import plot_losses
 from anew.train.record import machine, versions, write_json
 from anew.train.resume import Saver, begin
 from anew.train.settings import Settings
+from anew.train.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 
@@ -64,18 +65,25 @@ def first_record(config: Settings, command: Sequence[str], checkpoint: Checkpoin
 
 
 def conduct(
-    loop: Loop, records: list[Record], folder: Path, record: dict[str, Any], title: str, finish: Callable[[], None]
+    loop: Loop,
+    records: list[Record],
+    folder: Path,
+    record: dict[str, Any],
+    title: str,
+    finish: Callable[[], None],
+    trackers: Trackers,
+    agree: Callable[[bool], bool] = bool,
 ) -> None:
-    """Run a loop, which goes on after `records`, until it is done or interrupted.
+    """Run a loop, which goes on after `records`, until it is done or interrupted; report it to `trackers`.
 
-    `finish` is called when training has ended well. Whatever happens, metrics.jsonl, loss.png (under a title) and
-    run.json (from `record`) are written to the folder if the disk takes them.
+    `agree` is as for :func:`train`. `finish` is called when training has ended well. Whatever happens, metrics.jsonl,
+    loss.png (under a title) and run.json (from `record`) are written to the folder if the disk takes them.
     """
     started = time.perf_counter()
-    with MetricsFile(folder / METRICS, records) as metrics:
-        loop.metrics = metrics
+    with MetricsFile(folder / METRICS, records) as metrics, trackers.watching(loop.model, loop.config.steps):
+        loop.metrics, loop.trackers = metrics, trackers
         try:
-            _train(loop)
+            train(loop, agree)
             record["status"] = "interrupted" if loop.history.interrupted else "finished"
             finish()
         except BaseException as error:
@@ -86,12 +94,13 @@ def conduct(
         _leave_record(loop, folder, record, title, started)
 
 
-def _train(loop: Loop) -> None:
+def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
+    """Run a loop until it is done or interrupted; `agree` tells whether any process of the run was asked to stop."""
     emulated = statistics(loop.model, loop.config).emulated
     loop.display.start(loop.config.steps, ", emulated" if emulated else "")
     try:
         with stop_on_interrupt() as stop:
-            loop.run(stop)
+            loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
 

@@ -24,7 +24,8 @@ class TrainConfig(Settings):
 
     VERB = "train"
     FOLDER = "out"
-    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker")  # data is known by its tokens
+    # Data is known by its tokens.
+    FREE = ("data", "save_every", "keep", "allow_swap", "recheck", "worker", "report_to", "project_name")
 
     name: str
     model: dict[str, Any]
@@ -50,11 +51,14 @@ class TrainConfig(Settings):
     save_every: int = 100
     keep: int = 2
     allow_swap: bool = False
+    report_to: str | None = None
+    project_name: str | None = None
+    processes: int = 1
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step learns from."""
-        return self.batch_size * self.grad_accum * self.seq_len
+        """Tokens that one optimizer step learns from, in all processes."""
+        return self.batch_size * self.grad_accum * self.seq_len * self.processes
 
     @classmethod
     def flag(cls, field: str) -> str:

@@ -79,6 +79,25 @@ class PlainDisplay:
         """Leave the lines as they are."""
 
 
+class NoDisplay:
+    """Nothing, for processes that work beside the one that speaks."""
+
+    def say(self, text: str | Text = "") -> None:
+        """Show nothing."""
+
+    def start(self, steps: int, label: str = "") -> None:
+        """Show nothing."""
+
+    def stepped(self, record: Record) -> None:
+        """Show nothing."""
+
+    def validated(self, iteration: int, loss: float, seconds: float) -> None:
+        """Show nothing."""
+
+    def stop(self) -> None:
+        """Show nothing."""
+
+
 def _energy(window: list[Record]) -> str:
     """Joules of a step over a window, of the rails that could be read; nothing where none could."""
     taken = [[j for j in r.joules.values() if j is not None] for r in window if r.joules]

@@ -17,6 +17,7 @@ from anew.train.display import Display
 from anew.train.memory import peak_memory
 from anew.train.metrics import MetricsFile, Record
 from anew.train.resume import Saver
+from anew.train.trackers import Trackers
 
 # Between regions tensors are fp32 on the host, and regions scale their operands themselves.
 LOSS_SCALE = 1.0
@@ -111,6 +112,7 @@ class Loop(ABC):
         self.uniform = uniform
         self.display = display
         self.metrics = metrics
+        self.trackers: Trackers | None = None
         self.saver = saver
         self.history = History()
         self.rescaled_before = 0
@@ -203,5 +205,7 @@ class Loop(ABC):
         self.history.records.append(record)
         if self.metrics is not None:
             self.metrics.write(record)
+        if self.trackers is not None:
+            self.trackers.write(record)
         if taken is not None:
             self.display.stepped(record)

@@ -2,18 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from anew.frontend.ranks import share_scales
 from anew.train.config import TrainConfig
 from anew.train.data import Batch, ValidationBatch, Windows
 from anew.train.display import Display
 from anew.train.loop import Loop, Step, check_finite
 from anew.train.metrics import MetricsFile
 from anew.train.optimizer import learning_rate, make_optimizer
+from anew.train.ranks import Ranks
 from anew.train.resume import Saver
+
+#: A run of one process.
+ALONE = Ranks()
 
 
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -23,35 +30,51 @@ def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Sequence[ValidationBatch]) -> float:
-    """Return the mean loss per token over the rows that count; the model comes back in training mode."""
+def evaluate(model: nn.Module, batches: Sequence[ValidationBatch], ranks: Ranks = ALONE) -> float:
+    """Return the mean loss per token over the rows that count; the model comes back in training mode.
+
+    Each process takes its share of the batches.
+    """
     model.eval()
-    total = 0.0
-    for batch in batches:
+    total, tokens = 0.0, 0
+    for batch in batches[ranks.index :: ranks.count]:
         total += token_losses(model, batch.inputs, batch.targets)[: batch.real].double().sum().item()
+        tokens += batch.targets[: batch.real].numel()
     model.train()
-    return total / sum(batch.targets[: batch.real].numel() for batch in batches)
+    total, tokens_in_all = ranks.sum(total, tokens)
+    return total / tokens_in_all
 
 
 def accumulate(model: nn.Module, batches: Sequence[Batch]) -> float:
     """Add to `.grad` the gradient of the mean loss over all batches (of one shape), and return that loss."""
     total = 0.0
-    for inputs, targets in batches:
-        loss = token_losses(model, inputs, targets).mean()
-        (loss / len(batches)).backward()
+    for number, (inputs, targets) in enumerate(batches, 1):
+        with _apart(model) if number < len(batches) else nullcontext():
+            loss = token_losses(model, inputs, targets).mean()
+            (loss / len(batches)).backward()
         total += loss.item()
     return total / len(batches)
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], grad_clip: float
-) -> tuple[float, float]:
-    """Take one optimizer step over all batches; return the loss and the gradient norm before clipping.
+def _apart(model: nn.Module) -> AbstractContextManager[None]:
+    """Leave gradients in their process: they travel with those of the last batch."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
-    A `grad_clip` of 0 clips nothing. Raises AnewError, with the weights untouched, if either is not finite.
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    grad_clip: float,
+    ranks: Ranks = ALONE,
+) -> tuple[float, float]:
+    """Take one optimizer step over the batches of all processes; return loss and gradient norm before clipping.
+
+    A `grad_clip` of 0 clips nothing. Raises AnewError, with the weights untouched, if either is not finite: in every
+    process, as all of them see the same two numbers.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = accumulate(model, batches)
+    loss = ranks.mean(accumulate(model, batches))
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
     check_finite(loss, norm, Pretraining.rate_flag)
     optimizer.step()
@@ -72,24 +95,30 @@ class Pretraining(Loop):
         display: Display,
         saver: Saver | None = None,
         metrics: MetricsFile | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         optimizer = make_optimizer(model, config.weight_decay)
         super().__init__(model, config, optimizer, math.log(config.model["vocab_size"]), display, saver, metrics)
         self.windows = windows
         self.validation = validation
+        self.ranks = ranks
+        self.parallel = ranks.parallel(model)
 
     def take_step(self, step: int) -> Step:
-        """Accumulate the gradients of the step's batches and step the optimizer."""
-        config = self.config
+        """Accumulate the gradients of this process's part of the step's batches and step the optimizer."""
+        config, ranks = self.config, self.ranks
         rate = learning_rate(step, config.steps, config.lr, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         first = step * config.grad_accum
-        batches = [self.windows.batch(first + i, config.batch_size) for i in range(config.grad_accum)]
-        loss, norm = train_step(self.model, self.optimizer, batches, config.grad_clip)
+        numbers = [(first + i) * ranks.count + ranks.index for i in range(config.grad_accum)]
+        batches = [self.windows.batch(number, config.batch_size) for number in numbers]
+        loss, norm = train_step(self.parallel, self.optimizer, batches, config.grad_clip, ranks)
+        if ranks.count > 1 and config.device != "cpu":
+            share_scales(self.model)
         self.optimizer.zero_grad(set_to_none=True)  # neither validation nor a checkpoint has use for gradients
         return Step(loss, rate, norm, config.tokens_per_step)
 
     def validation_loss(self) -> float:
         """Return the mean loss per token of the held-out windows."""
-        return evaluate(self.model, self.validation)
+        return evaluate(self.model, self.validation, self.ranks)

@@ -62,8 +62,12 @@ def settings(checkpoint: Checkpoint, choices: Mapping[str, Any], kind: type[Conf
     if wrong:
         listed = ", ".join(f"{kind.flag(key)} {given[key]} (the run has {getattr(config, key)})" for key in wrong)
         raise UserError(f"--resume goes on with {run} as it was begun: leave away {listed}, or start another run")
-    taken: dict[str, Any] = {key: type(getattr(config, key))(value) for key, value in given.items() if key in kind.FREE}
+    taken = {key: _like(getattr(config, key), value) for key, value in given.items() if key in kind.FREE}
     return replace(config, **taken)  # type: ignore[type-var]
+
+
+def _like(saved: Any, given: Any) -> Any:
+    return given if saved is None else type(saved)(given)
 
 
 def _same(given: Any, saved: Any) -> bool:
@@ -100,20 +104,32 @@ class Saver:
         data: what it learns from, in a few words.
         tokens: SHA-256 of its training and validation tokens.
         trained_only: leave out weights that do not train; else transformers loads the checkpoint as a model.
+        writes: False in a process beside the one that writes.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, config: RunSettings, data: str, tokens: str, *, trained_only: bool = False
+        self,
+        checkpoints: Checkpoints,
+        config: RunSettings,
+        data: str,
+        tokens: str,
+        *,
+        trained_only: bool = False,
+        writes: bool = True,
     ) -> None:
         self.checkpoints = checkpoints
         self.config = config
         self.data = data
         self.tokens = tokens
         self.trained_only = trained_only
+        self.writes = writes
         self.saved: Path | None = None
 
     def save(self, loop: Loop) -> None:
         """Save a loop between two steps, metrics first; raises UserError if the disk does not take it."""
+        if not self.writes:
+            self.saved = self.checkpoints.folder / f"checkpoint-{loop.history.steps}"
+            return
         tensors, documents = snapshot.take(loop.model, loop.optimizer, trained_only=self.trained_only)
         documents[STATE] = {
             "verb": self.config.VERB,

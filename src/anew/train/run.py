@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from anew.errors import UserError
 from anew.llama2c import read_tokens
 from anew.llama2c.tokens import SUFFIX as TOKEN_FILE
 from anew.train.checkpoint import Checkpoint
-from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
+from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until, train
 from anew.train.config import TrainConfig
 from anew.train.data import Windows, read_documents, split, training_part, validation_batches
 from anew.train.device import describe_device, place, statistics
@@ -25,9 +25,11 @@ from anew.train.initial import load_weights
 from anew.train.loop import History
 from anew.train.memory import keep_freed_memory
 from anew.train.model import build_model, count_parameters, describe_model, save_model
-from anew.train.pretraining import Pretraining
+from anew.train.pretraining import ALONE, Pretraining
+from anew.train.ranks import Ranks
 from anew.train.resume import Saver
 from anew.train.tokenizer import encode, load_tokenizer, train_tokenizer
+from anew.train.trackers import Trackers
 
 VALIDATION_BATCHES = 8
 SHOWN_SAMPLES = 2
@@ -47,20 +49,29 @@ class Corpus:
         return hashlib.sha256(self.train.tobytes() + b"|" + self.validation.tobytes()).hexdigest()
 
 
-def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoint: Checkpoint | None = None) -> bool:
+def run(
+    config: TrainConfig,
+    display: Display,
+    command: Sequence[str],
+    checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
+) -> bool:
     """Train as configured and leave everything in `config.out`; return False if the user interrupted.
 
-    With a `checkpoint` of that folder it goes on from there, and metrics.jsonl after its step is written anew. Raises
-    AnewError for bad input, for training that diverges and for a full disk. Whatever happens once training has begun,
-    metrics.jsonl, loss.png and run.json are written if the disk takes them.
+    The first of several processes (`ranks`, which have joined) writes it. With a `checkpoint` of that folder it goes
+    on from there, and metrics.jsonl after its step is written anew. Raises AnewError for bad input, for training that
+    diverges and for a full disk. Whatever happens once training has begun, metrics.jsonl, loss.png and run.json are
+    written if the disk takes them.
     """
     started = time.perf_counter()
     kept = keep_freed_memory()
+    trackers = Trackers.of(config if ranks.first else replace(config, report_to=None))
     _quiet_transformers()
-    checkpoints = open_folder(config, config.keep, display, resumed=checkpoint is not None)
+    resumed = checkpoint is not None
+    checkpoints = open_folder(config, config.keep, display, resumed=resumed or not ranks.first)
     needed = check_memory(config)
-    corpus = _load_corpus(config, display, resumed=checkpoint is not None)
-    saver = Saver(checkpoints, config, str(config.data), corpus.digest)
+    corpus = _share_corpus(config, display, resumed, ranks)
+    saver = Saver(checkpoints, config, str(config.data), corpus.digest, writes=ranks.first)
     records = records_until(saver, checkpoint, display)
     model = build_model(config.model, corpus.tokenizer, config.seed)
     if config.init_from is not None and checkpoint is None:
@@ -75,10 +86,13 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
         "estimated_memory": None if needed is None else needed / 1e9,
         "freed_memory_kept": kept,
     }
-    loop = _make_loop(model, config, corpus, display, saver)
+    loop = _make_loop(model, config, corpus, display, saver, ranks)
     if checkpoint is not None:
         loop.history.records = list(records)
         saver.restore(loop, checkpoint)
+    if not ranks.first:
+        train(loop, ranks.any)
+        return not loop.history.interrupted
 
     def finish() -> None:
         save_model(model, corpus.tokenizer, config.out / "model")
@@ -86,7 +100,7 @@ def run(config: TrainConfig, display: Display, command: Sequence[str], checkpoin
             record["sample"] = _show_samples(model, corpus, config, display)
 
     title = f"{config.name}: {describe_device(statistics(model, config))}"
-    conduct(loop, records, config.out, record, title, finish)
+    conduct(loop, records, config.out, record, title, finish, trackers, ranks.any)
     for line in _summary(config, loop.history, time.perf_counter() - started):
         display.say(line)
     return not loop.history.interrupted
@@ -97,6 +111,16 @@ def _quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def _share_corpus(config: TrainConfig, display: Display, resumed: bool, ranks: Ranks) -> Corpus:
+    """The corpus in every process: the first one trains the tokenizer, if there is none, and the others read it."""
+    if ranks.first:
+        corpus = _load_corpus(config, display, resumed)
+        ranks.wait()
+        return corpus
+    ranks.wait()
+    return _load_corpus(config, display, resumed=True)
 
 
 def _load_corpus(config: TrainConfig, display: Display, resumed: bool) -> Corpus:
@@ -122,10 +146,13 @@ def _load_corpus(config: TrainConfig, display: Display, resumed: bool) -> Corpus
     return Corpus(tokenizer, *split(tokens, config.seq_len))
 
 
-def _make_loop(model: nn.Module, config: TrainConfig, corpus: Corpus, display: Display, saver: Saver) -> Pretraining:
+def _make_loop(
+    model: nn.Module, config: TrainConfig, corpus: Corpus, display: Display, saver: Saver, ranks: Ranks
+) -> Pretraining:
     windows = Windows(corpus.train, config.seq_len, config.seed)
-    held_out = validation_batches(corpus.validation, config.seq_len, config.batch_size, VALIDATION_BATCHES)
-    return Pretraining(model, config, windows, held_out, display, saver)
+    most = VALIDATION_BATCHES * ranks.count
+    held_out = validation_batches(corpus.validation, config.seq_len, config.batch_size, most)
+    return Pretraining(model, config, windows, held_out, display, saver, ranks=ranks)
 
 
 def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
@@ -140,9 +167,13 @@ def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
         f"Device     {describe_device(counters)}",
         *([f"           {counters.why}"] if counters.why else []),
         f"Run        {config.steps} steps of {config.tokens_per_step} tokens "
-        f"({config.batch_size} x {config.seq_len}, accumulated {config.grad_accum} x), "
+        f"({config.batch_size} x {config.seq_len}, accumulated {config.grad_accum} x{_processes(config)}), "
         f"learning rate {config.lr:g}, seed {config.seed}",
     ]
+
+
+def _processes(config: TrainConfig) -> str:
+    return f", {config.processes} processes" if config.processes > 1 else ""
 
 
 def _prompt(corpus: Corpus, config: TrainConfig) -> str:

@@ -1,0 +1,75 @@
+"""`--report-to` of `anew train` and `anew finetune`: what TensorBoard reads is what metrics.jsonl has."""
+
+import json
+
+import pytest
+
+from anew.cli.main import main
+from tests.pretrained import save_pretrained
+
+TAGS = {
+    "train/loss": "train_loss",
+    "eval/loss": "val_loss",
+    "train/learning_rate": "learning_rate",
+    "train/grad_norm": "grad_norm",
+    "train/trained_tokens": "trained_tokens",
+}
+
+
+def check_tensorboard(logs, folder, after=-1):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    events = reader.EventAccumulator(str(logs)).Reload()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for tag, name in TAGS.items():
+        wanted = [(r["iteration"], r[name]) for r in records if r[name] is not None and r["iteration"] > after]
+        found = [(e.step, e.value) for e in events.Scalars(tag)]
+        assert found == [(step, pytest.approx(value)) for step, value in wanted], tag
+    settings = events.Tensors("args/text_summary")[0].tensor_proto.string_val[0]
+    assert json.loads(settings) == json.loads((folder / "run.json").read_text())["config"]
+
+
+@pytest.fixture
+def train(tmp_path, llama):
+    data, model = tmp_path / "text.txt", tmp_path / "small.json"
+    data.write_text("It is a truth universally acknowledged, that a single man must be in want of a wife.\n" * 40)
+    model.write_text(json.dumps(llama(layers=1, vocab_size=288).config.to_dict()))
+    words = f"train --preset {model} --data {data} --seq-len 32 --batch-size 2 --steps 4 --val-every 2 --device cpu"
+    return [*words.split(), "--out", str(tmp_path / "out")]
+
+
+def test_train_reports_to_tensorboard(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    assert main([*train, "--report-to", "tensorboard"]) == 0
+    check_tensorboard(tmp_path / "logs", tmp_path / "out")
+
+
+def test_a_resumed_run_may_begin_to_report(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    assert main([*train, "--save-every", "2"]) == 0
+    checkpoint = tmp_path / "out/checkpoint-2"
+    assert main(["train", "--resume", str(checkpoint), "--report-to", "tensorboard"]) == 0
+    check_tensorboard(tmp_path / "logs", tmp_path / "out", after=2)
+
+
+def test_finetune_reports_to_tensorboard(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    save_pretrained(llama(vocab_size=264, eos_token_id=0), tmp_path / "model")
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "what is a cat", "completion": "an animal"}\n' * 4)
+    words = f"finetune --train --model {tmp_path}/model --data {tmp_path} --adapter-path {tmp_path}/out --device cpu"
+    flags = "--iters 4 --batch-size 2 --num-layers 2 --steps-per-eval 2 --report-to tensorboard --project-name trees"
+    assert main([*words.split(), *flags.split()]) == 0
+    check_tensorboard(tmp_path / "logs", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tensorbord", "--report-to tensorbord: tensorbord is not supported"), ("wandb", "--report-to wandb: ")],
+)
+def test_a_service_that_is_not_there_is_refused_before_anything_is_done(
+    train, tmp_path, capsys, monkeypatch, name, said
+):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    assert main([*train, "--report-to", name]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
