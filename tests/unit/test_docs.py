@@ -102,5 +102,7 @@ def test_command_of_a_page_exists(page: Path, command: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:3] == ["python", "-m", "evidence"]:
         assert set(words[3:]) <= set(MEASUREMENTS)
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
     else:
         assert words[0] in (".", "pip"), command
