@@ -76,7 +76,7 @@ def test_the_view_follows_the_terminal_and_ctrl_c_says_how_to_go_on(tmp_path: Pa
     try:
         wide = terminal.wait_for("calls run again", terminal.wait_for("smoothed"))
         terminal.resize(30)
-        time.sleep(0.6)  # two drawings
+        time.sleep(1.1)  # two drawings
         narrow = len(terminal.shown)
         terminal.wait_for("smoothed", narrow)
         terminal.type(CTRL_C)

@@ -14,7 +14,7 @@ from anew.train.metrics import Record
 
 REPORT_EVERY = 10
 #: How often a second the live view is drawn.
-REDRAWS = 4
+REDRAWS = 2
 
 
 class Display(Protocol):
