@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo finetune-demo test lint types unit evidence bench clean
+.PHONY: demo finetune-demo test lint types unit evidence bench site clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -48,6 +48,9 @@ evidence: .venv/installed  ## the full measurements, written to docs/evidence/
 
 bench: .venv/installed  ## ratios against peers, measured side by side
 	$(BIN)/python -m bench
+
+site: .venv/installed  ## the documentation, as a site in build/site
+	$(BIN)/python -m website
 
 clean:
 	rm -rf .venv runs build

@@ -26,6 +26,7 @@ MEASUREMENTS = (
     "soak",
     "runtimes",
     "memory",
+    "live_view",
     "demo",
     "finetune",
     "ecosystem",

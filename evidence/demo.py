@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from evidence import record
+from evidence.browser import MISSING, photograph
 
 
 def shown(output: str) -> list[str]:
@@ -31,6 +32,10 @@ def main() -> None:
         seconds = time.monotonic() - start
         run = json.loads((clone / "runs" / "demo" / "run.json").read_text())
         shutil.copy(clone / "runs" / "demo" / "loss.png", record.FOLDER / "demo-loss.png")
+        if MISSING:
+            print(f"the pictures of the report stay as they are: {MISSING}")
+        else:
+            photograph(clone / "runs" / "demo" / "report.html", record.FOLDER, "demo-report")
     first, last = run["first_val_loss"], run["last_val_loss"]
     record.write(
         "demo",

@@ -29,7 +29,7 @@ MODEL = {
     "attention_dropout": 0.1,
 }
 #: Fields of a metrics record that tell of the machine, not of the training.
-TIMED = {"seconds", "tokens_per_second", "peak_memory", "joules"}
+TIMED = {"seconds", "tokens_per_second", "peak_memory", "joules", "device_seconds"}
 ANEW = [sys.executable, "-c", "import sys; from anew.cli.main import main; sys.exit(main())"]
 
 

@@ -1,5 +1,6 @@
 """`anew finetune` on a tiny Llama: losses against plain PyTorch and peft, what is left behind, resuming, bad input."""
 
+import html
 import json
 import re
 import signal
@@ -113,6 +114,8 @@ def test_what_a_run_leaves_behind(arguments, tmp_path, capsys):
     for name, x in state.items():
         assert x.equal(tuned.state_dict()[name]), name
     last = records(out)[-1]
+    assert "what is a" in last["sample"]
+    assert last["sample"] in html.unescape((out / "report.html").read_text())
     tested = float(re.search(r"^Test loss ([\d.]+), Test ppl", capsys.readouterr().out, re.M)[1])
     assert tested == pytest.approx(last["val_loss"], abs=5e-4)  # the same rows
     arguments.remove("--train")

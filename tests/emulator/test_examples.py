@@ -1,42 +1,52 @@
-"""The scripts in examples/ at their smallest size, against themselves in plain PyTorch: see evidence/ecosystem.py."""
+"""The examples, each at its smallest honest size."""
 
-from pathlib import Path
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from typing import Any
 
 import pytest
-from peft import PeftModel
-from transformers import LlamaForCausalLM
 
-TEXT = Path(__file__).parents[2] / "data/austen.txt"
+from evidence.record import ROOT
+
+pytestmark = pytest.mark.usefixtures("fresh")
+CHANCE = 0.25
 
 
 @pytest.fixture
-def ecosystem():
-    pytest.importorskip("trl", reason="trl is not installed")
-    from evidence import ecosystem
-
-    return ecosystem
-
-
-@pytest.mark.usefixtures("fresh")
-def test_trainer_follows_plain_pytorch_and_resumes_to_the_bit(ecosystem, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_bytes(TEXT.read_bytes()[:16384])
-    small = ["--data", str(text), "--length", "32", "--width", "32", "--learning_rate", "3e-3"]
-    found = ecosystem.with_trainer(tmp_path, *small)
-    assert found["last_loss"] < 0.9 * found["first_loss"]
-    assert found["loss_deviation"] < 0.01
-    assert found["eval_deviation"] < 0.01
-    assert found["loss_region"]
-    assert (found["resumed_losses_that_differ"], found["resumed_calibrations"]) == (0, 0)
-    assert LlamaForCausalLM.from_pretrained(tmp_path / "engine").config.hidden_size == 32
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import an example as if it were run."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module
 
 
-@pytest.mark.usefixtures("fresh")
-def test_sft_trainer_with_lora_follows_plain_pytorch(ecosystem, tmp_path):
-    found = ecosystem.with_sft(tmp_path)
-    assert found["last_loss"] < 0.97 * found["first_loss"]
-    assert found["loss_deviation"] < 0.01
-    assert found["dispatches"] >= found["steps"] * 2 * 2
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    loaded = PeftModel.from_pretrained(base, tmp_path / "engine")
-    assert any(x.abs().max() > 0 for name, x in loaded.named_parameters() if "lora_B" in name)
+@pytest.mark.parametrize(("name", "steps"), [("vision_transformer", 60), ("convolutional_network", 30)])
+def test_pictures_that_no_step_has_seen_are_named(example, name, steps):
+    assert example(name).main(steps) > 2 * CHANCE
+
+
+def test_the_layer_of_a_llama_is_on_the_engine(example, capsys):
+    found = example("explain_llama_layer").main()
+    assert found.coverage == 1.0
+    assert "Operations that fell back to the host: 0" in capsys.readouterr().out
+
+
+def test_the_custom_operation_falls_back_and_strict_names_it(example, capsys):
+    said, refused = example("custom_operation").main()
+    assert len(said) == 2
+    assert all("it runs on the host" in warning for warning in said)
+    assert "'examples.wave.default' has no lowering" in refused
+    assert "custom_operation.py" in refused
+    errors = [
+        float(line.split(": ")[1].split()[0]) for line in capsys.readouterr().out.splitlines() if "from plain" in line
+    ]
+    assert len(errors) == 8
+    assert max(errors) < 5e-3
+
+
+def test_an_example_runs_as_a_script():
+    command = [sys.executable, "examples/custom_operation.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "With strict=True: region 1 forward" in done.stdout

@@ -1,6 +1,9 @@
 """Errors of anew's that PyTorch wraps reach the command line as one sentence."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,3 +23,19 @@ def test_an_error_wrapped_by_dynamo_is_one_sentence(capsys: pytest.CaptureFixtur
     monkeypatch.setattr(cli.build_parser().__class__, "parse_args", lambda self, argv: argparse.Namespace(run=run))
     assert cli.main([]) == cli.FAILED
     assert capsys.readouterr().err == "anew: error: 'aten.cumsum' has no lowering\n"
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(flushed: bool) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = f"""
+import sys
+from argparse import Namespace
+from anew.cli import main as cli
+cli.Parser.parse_args = lambda self, argv: Namespace(run=lambda arguments: print("text", flush={flushed}) or 0)
+sys.exit(cli.main([]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (cli.READER_LEFT, "")

@@ -35,6 +35,8 @@ KEYS = [
     "rescaled",
     "peak_memory",
     "joules",
+    "device_seconds",
+    "sample",
 ]
 
 
@@ -78,7 +80,7 @@ def test_a_run_leaves_everything_and_repeats_exactly(arguments, tmp_path, capsys
 
     again = tmp_path / "again"
     assert main([*arguments, "--out", str(again)]) == 0
-    timed = {"seconds", "tokens_per_second", "peak_memory", "joules"}
+    timed = {"seconds", "tokens_per_second", "peak_memory", "joules", "device_seconds"}
     for a, b in zip(records, metrics(again), strict=True):
         assert {k: a[k] for k in a.keys() - timed} == {k: b[k] for k in b.keys() - timed}
     assert json.loads((again / "run.json").read_text())["sample"] == run["sample"]
@@ -98,6 +100,7 @@ def test_the_saved_model_loads_and_is_replaced_by_the_next_run(arguments, tmp_pa
         "loss.png",
         "metrics.jsonl",
         "model",
+        "report.html",
         "run.json",
         "tokenizer.json",
     ]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from anew.cli.main import build_parser
+from evidence.__main__ import MEASUREMENTS
 from evidence.quotes import PATTERN, Quote, pages, quotes
 from evidence.record import FOLDER, ROOT
 
@@ -54,8 +59,50 @@ def test_shown_output_is_recorded() -> None:
         assert "\n".join(lines).find(body.rstrip()) >= 0, f"{page.name} shows output that {name}.json does not have"
 
 
-def test_readme_example_runs() -> None:
-    (code,) = [body for info, body in FENCE.findall((ROOT / "README.md").read_text()) if info == "python"]
-    scope: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    assert scope["loss"].item() < 7.0
+BLOCKS = [(page, *match.groups()) for page in PAGES for match in FENCE.finditer(page.read_text())]
+SCRIPTS = [(page, body) for page, info, body in BLOCKS if info.split()[:1] == ["python"] and "fragment" not in info]
+COMMANDS = [
+    (page, line.partition(" # ")[0].strip())
+    for page, info, body in BLOCKS
+    if info.split()[:1] == ["sh"]
+    for line in body.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.lstrip().startswith("#")
+]
+
+
+@pytest.mark.parametrize(("page", "code"), SCRIPTS, ids=[f"{page.name}-{n}" for n, (page, _) in enumerate(SCRIPTS)])
+def test_code_of_a_page_runs(page: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType(f"code of {page.name}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # Dynamo looks for the classes that it defines there
+    scope = vars(module)
+    exec(compile(code, page.name, "exec"), scope)
+    if page.name == "README.md":
+        assert scope["loss"].item() < 7.0
+    if page.name == "placement.md":
+        assert {use.kind for use in scope["found"].host if "cumsum" in use.operation} == {"fallback"}
+    if page.name == "getting-started.md":
+        assert scope["losses"][-1] < scope["losses"][0]
+
+
+def test_fragments_are_of_the_source() -> None:
+    fragments = [body.splitlines()[0] for _, info, body in BLOCKS if "fragment" in info]
+    source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    assert fragments
+    assert all(first in source for first in fragments)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{p.name}-{c[:40]}" for p, c in COMMANDS])
+def test_command_of_a_page_exists(page: Path, command: str) -> None:
+    """Its verb, flags and targets do; what the commands do is tested verb by verb, and measured by their records."""
+    command = command.rpartition(" | ")[2]
+    words = shlex.split(re.sub(r"\[[^\]]*\]", "", command))  # what stands in brackets may be left away
+    if words[0] == "anew":
+        build_parser().parse_args(words[1:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[:3] == ["python", "-m", "evidence"]:
+        assert set(words[3:]) <= set(MEASUREMENTS)
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[0] in (".", "pip"), command

@@ -18,7 +18,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "model.bin of llama2.c; TO is a folder, or a file that ends in .bin, which llama2.c's run.c reads.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("source", metavar="FROM")
+    parser.add_argument("source", metavar="FROM", help="a Hugging Face folder, a GGUF file or a model.bin")
     parser.add_argument("target", type=Path, metavar="TO", help="written whole or not at all")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="for a model.bin, which has none: a tokenizer.json or a folder"

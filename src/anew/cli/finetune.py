@@ -19,7 +19,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="fine-tune a pretrained model with LoRA, DoRA or in full",
         description="Fine-tune a pretrained model. Flags, YAML keys, data and log lines are those of mlx_lm.lora; the "
         "command line goes over the YAML file, and that over the defaults. The output folder gets adapters that peft "
-        "and mlx_lm load, metrics.jsonl, run.json, loss.png and the last checkpoints (checkpoint-STEP/).",
+        "and mlx_lm load, report.html, metrics.jsonl, run.json, loss.png and the last checkpoints (checkpoint-STEP/).",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a YAML file with options")

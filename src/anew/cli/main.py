@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import convert, doctor, evaluate, finetune, fuse, generate, tokenize, train
+from anew.cli import convert, doctor, evaluate, finetune, fuse, generate, report, tokenize, train
 from anew.errors import AnewError
 
-VERBS = (finetune, train, generate, evaluate, fuse, convert, tokenize, doctor)
+VERBS = (finetune, train, report, generate, evaluate, fuse, convert, tokenize, doctor)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
+READER_LEFT = 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,18 +41,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 failed, 2 misused, 130 interrupted.
+    """Run the command line and return its exit code: 0, 1 failed, 2 misused, 130 interrupted, 141 output cut off.
 
-    No error shows a bare traceback. That of an unexpected one goes to a file in the output folder of the verb,
-    or to standard error with ANEW_DEBUG=1.
+    The last is for a reader of standard output that has left, as in `anew generate | head`: nothing is said then. No
+    error shows a bare traceback. That of an unexpected one goes to a file in the output folder of the verb, or to
+    standard error with ANEW_DEBUG=1.
     """
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except AnewError as error:
         return _fail(f"error: {error}")
+    except BrokenPipeError:
+        return _reader_left()
     except Exception as error:
         inner = _anew_error_inside(error)
         if inner is not None:
@@ -64,6 +70,12 @@ def _fail(sentence: str, code: int = FAILED) -> int:
         traceback.print_exc()
     print(f"anew: {sentence}", file=sys.stderr)
     return code
+
+
+def _reader_left() -> int:
+    """Let what is still buffered go nowhere, so that Python has nothing to complain of when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return READER_LEFT
 
 
 def _anew_error_inside(error: BaseException | None) -> AnewError | None:

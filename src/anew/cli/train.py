@@ -22,9 +22,9 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "train",
         help="train a language model from scratch on text files",
         description="Train a language model from scratch on text files. The output folder gets the model "
-        "(model/), the loss curve (loss.png), metrics.jsonl, run.json and the last checkpoints (checkpoint-STEP/); "
-        "those of an earlier run there that finished are replaced. A run that was interrupted or killed goes on with "
-        "--resume DIR, to the bit as if nothing had happened.",
+        "(model/), the report (report.html), the loss curve (loss.png), metrics.jsonl, run.json and the last "
+        "checkpoints (checkpoint-STEP/); those of an earlier run there that finished are replaced. A run that was "
+        "interrupted or killed goes on with --resume DIR, to the bit as if nothing had happened.",
     )
     parser.set_defaults(run=run)
     what = parser.add_argument_group("what to train, and on what")

@@ -8,6 +8,7 @@ operation instances, and reads and writes buffers whose rows are strided to the 
 from __future__ import annotations
 
 import gc
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,8 +90,11 @@ class Operation(ABC):
         if len(self.bindings) < len(self.program.ports):
             missing = self.program.ports.keys() - self.bindings.keys()
             raise DeviceError("execute", f"port '{min(missing)}' is not bound")
-        self.program.device.statistics.dispatches += 1
+        statistics = self.program.device.statistics
+        statistics.dispatches += 1
+        started = time.perf_counter()
         self._execute()
+        statistics.seconds += time.perf_counter() - started
 
     def release_bindings(self) -> None:
         """Forget the bound buffers, so that they return to the pool once nobody holds them."""
@@ -120,11 +124,12 @@ class LoadedProgram(ABC):
 
 @dataclass
 class DeviceStatistics:
-    """Counts since the device was made: programs loaded now, compiles and dispatches so far."""
+    """Counts since the device was made: programs loaded now; compiles, dispatches and the seconds these took so far."""
 
     programs: int = 0
     compiles: int = 0
     dispatches: int = 0
+    seconds: float = 0.0
 
 
 @dataclass

@@ -21,7 +21,9 @@ from anew.finetune.loop import Finetuning, evaluate
 from anew.finetune.options import FinetuneConfig
 from anew.finetune.preview import preview, stop_warning
 from anew.finetune.rows import read_rows
+from anew.finetune.sample import sample
 from anew.models import load
+from anew.report import REPORT
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
 from anew.train.device import describe_device, place, statistics
@@ -128,6 +130,7 @@ def _train(
     if checkpoint is not None:
         loop.history.records = list(records)
         saver.restore(loop, checkpoint)
+    loop.sampler = lambda: sample(model, data.valid or data.train, tokenizer, config.seed)
     record = {
         **first_record(config, command, checkpoint),
         "parameters": count_parameters(model),
@@ -139,6 +142,7 @@ def _train(
     if not loop.history.interrupted:
         display.say(f"Saved final weights to {config.adapter_path / MLX_WEIGHTS}.")
     display.say(describe_result(loop.history, time.perf_counter() - started))
+    display.say(f"Report: {config.adapter_path / REPORT}")
     return model, not loop.history.interrupted
 
 

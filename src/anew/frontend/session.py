@@ -39,6 +39,7 @@ class Statistics:
         device: the device in use. emulated: True when no silicon computed. chip, numerics: as chosen.
         why: which routes to the engine ``auto`` passed over, with the reasons.
         programs: programs loaded. dispatches: programs run. regions: graphs compiled.
+        seconds: what those runs took, host work between them left out.
         rescaled: region calls run again because a value outgrew its scale. calibrations: runs spent on first calls.
         host_operations: graph nodes that run on the host, by design or as a fallback, each with the rule that keeps it
             off the engine.
@@ -57,6 +58,7 @@ class Statistics:
     host_operations: tuple[HostOperation, ...]
     loss: LossVerdict | None = None
     why: str = ""
+    seconds: float = 0.0
 
     def since(self, before: Statistics) -> Statistics:
         """What was done after ``before``; programs and regions stay those loaded in all."""
@@ -65,6 +67,7 @@ class Statistics:
             dispatches=self.dispatches - before.dispatches,
             rescaled=self.rescaled - before.rescaled,
             calibrations=self.calibrations - before.calibrations,
+            seconds=self.seconds - before.seconds,
         )
 
 
@@ -146,6 +149,7 @@ class Session:
             calibrations=self.counts.calibrations,
             host_operations=tuple(self.host_operations),
             why=self.device.why,
+            seconds=self.device.statistics.seconds,
         )
 
 

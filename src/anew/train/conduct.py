@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from anew.errors import UserError
+from anew.report import REPORT, write_report
 from anew.train.checkpoint import Checkpoint, Checkpoints, step_of
-from anew.train.device import statistics
+from anew.train.device import describe_device, statistics
 from anew.train.display import Display
 from anew.train.interrupt import stop_on_interrupt
 from anew.train.loop import History, Loop
 from anew.train.memory import peak_memory
-from anew.train.metrics import MetricsFile, Record, read_records
+from anew.train.metrics import METRICS, MetricsFile, Record, read_records
+from anew.train.parts import parts
 from anew.train.plot import plot_losses
-from anew.train.record import machine, versions, write_json
+from anew.train.record import RUN, machine, versions, write_json
 from anew.train.resume import Saver, begin
 from anew.train.settings import Settings
 from anew.train.trackers import Trackers
-
-METRICS = "metrics.jsonl"
 
 
 def open_folder(config: Settings, keep: int, display: Display, *, resumed: bool) -> Checkpoints:
@@ -56,7 +56,7 @@ def first_record(config: Settings, command: Sequence[str], checkpoint: Checkpoin
     """Return what run.json says of every run from its start."""
     return {
         "command": shlex.join(command),
-        "status": "failed",
+        "status": "running",
         "config": config.as_json(),
         "resumed_from": None if checkpoint is None else step_of(checkpoint.path),
         "versions": versions(),
@@ -77,12 +77,14 @@ def conduct(
     """Run a loop, which goes on after `records`, until it is done or interrupted; report it to `trackers`.
 
     `agree` is as for :func:`train`. `finish` is called when training has ended well. Whatever happens, metrics.jsonl,
-    loss.png (under a title) and run.json (from `record`) are written to the folder if the disk takes them.
+    loss.png (under a title), run.json (from `record`, and as it is before the first step too) and report.html are
+    written to the folder if the disk takes them.
     """
     started = time.perf_counter()
     with MetricsFile(folder / METRICS, records) as metrics, trackers.watching(loop.model, loop.config.steps):
         loop.metrics, loop.trackers = metrics, trackers
         try:
+            write_json(folder / RUN, record)
             train(loop, agree)
             record["status"] = "interrupted" if loop.history.interrupted else "finished"
             finish()
@@ -96,10 +98,10 @@ def conduct(
 
 def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
     """Run a loop until it is done or interrupted; `agree` tells whether any process of the run was asked to stop."""
-    emulated = statistics(loop.model, loop.config).emulated
-    loop.display.start(loop.config.steps, ", emulated" if emulated else "")
+    counters = statistics(loop.model, loop.config)
+    loop.display.start(loop.config.steps, ", emulated" if counters.emulated else "", describe_device(counters))
     try:
-        with stop_on_interrupt() as stop:
+        with stop_on_interrupt(loop.display.stopping) as stop:
             loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
@@ -107,8 +109,11 @@ def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
 
 def _leave_record(loop: Loop, folder: Path, record: dict[str, Any], title: str, started: float) -> None:
     plot_losses(loop.history.records, title, folder / "loss.png")
-    record.update(_results(loop.history, statistics(loop.model, loop.config), time.perf_counter() - started))
-    write_json(folder / "run.json", record)
+    counters = statistics(loop.model, loop.config)
+    record.update(_results(loop.history, counters, time.perf_counter() - started))
+    record["parts"] = [dataclasses.asdict(part) for part in parts(loop.model, counters)]
+    write_json(folder / RUN, record)
+    write_report([folder], folder / REPORT)
 
 
 def _results(history: History, counters: Any, seconds: float) -> dict[str, Any]:
@@ -119,7 +124,11 @@ def _results(history: History, counters: Any, seconds: float) -> dict[str, Any]:
         "steps": history.steps,
         "first_val_loss": losses[0] if losses else None,
         "last_val_loss": losses[-1] if losses else None,
-        "seconds": {"total": round(seconds, 3), "training": round(history.seconds, 3)},
+        "seconds": {
+            "total": round(seconds, 3),
+            "training": round(history.seconds, 3),
+            **{what: round(took, 3) for what, took in sorted(history.aside.items())},
+        },
         "peak_memory": peak_memory(),
         "programs": counters.programs,
         "dispatches": counters.dispatches,

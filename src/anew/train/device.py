@@ -56,6 +56,7 @@ class PlainStatistics:
     rescaled: int = 0
     calibrations: int = 0
     why: str = ""
+    seconds: float = 0.0
 
 
 def place(model: nn.Module, config: Where) -> nn.Module:

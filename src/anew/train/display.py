@@ -1,15 +1,20 @@
-"""What a run shows: a live progress line on a terminal, mlx-lm's log lines on a pipe."""
+"""What a run shows: a live view on a terminal, mlx-lm's log lines on a pipe."""
 
-import sys
+import os
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from anew.train.figures import Figures
+from anew.train.interrupt import NOTICE, write_notice
 from anew.train.metrics import Record
 
 REPORT_EVERY = 10
+#: How often a second the live view is drawn.
+REDRAWS = 2
 
 
 class Display(Protocol):
@@ -18,7 +23,7 @@ class Display(Protocol):
     def say(self, text: str | Text = "") -> None:
         """Show a line, or several."""
 
-    def start(self, steps: int, label: str = "") -> None:
+    def start(self, steps: int, label: str = "", device: str = "") -> None:
         """Training begins."""
 
     def stepped(self, record: Record) -> None:
@@ -26,6 +31,9 @@ class Display(Protocol):
 
     def validated(self, iteration: int, loss: float, seconds: float) -> None:
         """A validation loss was measured after `iteration` steps."""
+
+    def stopping(self) -> None:
+        """The user asked to stop after the step; called in a signal handler."""
 
     def stop(self) -> None:
         """Training is over."""
@@ -48,7 +56,7 @@ class PlainDisplay:
         """Print at once, also into a pipe."""
         print(text, flush=True)
 
-    def start(self, steps: int, label: str = "") -> None:
+    def start(self, steps: int, label: str = "", device: str = "") -> None:
         """Print how many steps are to come; every report ends with the label."""
         self._steps, self._label = steps, label
         self.say(f"Starting training..., iters: {steps}")
@@ -75,6 +83,10 @@ class PlainDisplay:
         """Print the validation loss."""
         self.say(f"Iter {iteration}: Val loss {loss:.3f}, Val took {seconds:.3f}s")
 
+    def stopping(self) -> None:
+        """Say so on standard error."""
+        write_notice()
+
     def stop(self) -> None:
         """Leave the lines as they are."""
 
@@ -85,13 +97,16 @@ class NoDisplay:
     def say(self, text: str | Text = "") -> None:
         """Show nothing."""
 
-    def start(self, steps: int, label: str = "") -> None:
+    def start(self, steps: int, label: str = "", device: str = "") -> None:
         """Show nothing."""
 
     def stepped(self, record: Record) -> None:
         """Show nothing."""
 
     def validated(self, iteration: int, loss: float, seconds: float) -> None:
+        """Show nothing."""
+
+    def stopping(self) -> None:
         """Show nothing."""
 
     def stop(self) -> None:
@@ -105,49 +120,65 @@ def _energy(window: list[Record]) -> str:
 
 
 class LiveDisplay:
-    """A progress line that redraws itself: losses, speed, learning rate, time left."""
+    """A progress line that redraws itself, and under it what the last steps came to; both as wide as the terminal.
+
+    It is drawn from a thread of rich's, so many times a second however fast the steps are, so a step pays for no more
+    than keeping its record.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
             MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=console,
         )
-        self._task = self._progress.add_task("", total=None, visible=False)
-        self._val_loss = float("nan")
+        self._task = self._progress.add_task("", total=None)
+        self._figures = Figures()
+        self._device = self._notice = ""
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=REDRAWS, transient=False)
 
     def say(self, text: str | Text = "") -> None:
-        """Print above the progress line, as it is: text may hold brackets, which mean nothing here."""
+        """Print above the view, as it is: text may hold brackets, which mean nothing here."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, steps: int, label: str = "") -> None:
-        """Show the line."""
-        self._progress.update(self._task, total=steps, visible=True, description="validating")
-        self._progress.start()
+    def start(self, steps: int, label: str = "", device: str = "") -> None:
+        """Show the view, with the device in it."""
+        self._device = device
+        self._progress.update(self._task, total=steps)
+        self._live.start()
 
     def stepped(self, record: Record) -> None:
-        """Move the line on."""
-        described = (
-            f"loss [bold]{record.train_loss:.3f}[/]  val [bold]{self._val_loss:.3f}[/]  "
-            f"{record.tokens_per_second:,.0f} tok/s  lr {record.learning_rate:.1e} "
-        )
-        self._progress.update(self._task, completed=record.iteration, description=described)
+        """Take in a step."""
+        self._figures.add(record)
+        self._progress.update(self._task, completed=record.iteration)
 
     def validated(self, iteration: int, loss: float, seconds: float) -> None:
-        """Show the loss with the next step."""
-        self._val_loss = loss
+        """Take in a validation loss."""
+        self._figures.val_loss = loss
+
+    def stopping(self) -> None:
+        """Show it with the next drawing: what a signal handler writes itself, that would overwrite."""
+        self._notice = NOTICE
 
     def stop(self) -> None:
-        """Leave the line as it stands."""
-        self._progress.stop()
+        """Leave the view as it stands."""
+        self._live.stop()
+
+    def _render(self) -> Group:
+        notice = [Text(self._notice)] if self._notice else []
+        lines = self._figures.lines(self._console.width, self._device)
+        return Group(self._progress.get_renderable(), *lines, *notice)
 
 
 def make_display(plain: bool, report_every: int = REPORT_EVERY) -> Display:
-    """Return a live display if standard output is a terminal and `plain` is not asked for, else a plain one."""
-    if plain or not sys.stdout.isatty():
+    """Return a live display on a terminal that can redraw, else a plain one.
+
+    A pipe, TERM=dumb, NO_COLOR set to anything, and `plain` ask for plain lines.
+    """
+    console = Console()
+    if plain or not console.is_terminal or console.is_dumb_terminal or os.environ.get("NO_COLOR"):
         return PlainDisplay(report_every)
-    return LiveDisplay(Console())
+    return LiveDisplay(console)

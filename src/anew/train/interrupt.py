@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NOTICE = b"\nStopping after this step; press Ctrl-C again to stop at once.\n"
+NOTICE = "Stopping after this step; press Ctrl-C again to stop at once."
 STANDARD_ERROR = 2
 
 
+def write_notice() -> None:
+    """Say on standard error that the run will stop; not with print: the signal may have come in the middle of one."""
+    os.write(STANDARD_ERROR, f"\n{NOTICE}\n".encode())
+
+
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether the user asked to stop.
+def stop_on_interrupt(notify: Callable[[], None] = write_notice) -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether the user asked to stop; `notify` is called in the signal handler when they do.
 
     A step is never cut in half, so the weights stay those of a whole number of steps. Outside the main thread,
     where Python delivers no signals, the answer is always no.
@@ -27,8 +32,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        # Not print: the signal may come in the middle of one, and buffered streams refuse to be re-entered.
-        os.write(STANDARD_ERROR, NOTICE)
+        notify()
 
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -3,7 +3,9 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,10 +45,11 @@ class LoopSettings(Where, Protocol):
 
 @dataclass
 class History:
-    """The records of a run, and the seconds spent in training steps (without validation)."""
+    """The records of a run, the seconds spent in training steps, and by name those spent on anything else so far."""
 
     records: list[Record] = field(default_factory=list)
     seconds: float = 0.0
+    aside: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     interrupted: bool = False
 
     @property
@@ -116,6 +119,8 @@ class Loop(ABC):
         self.saver = saver
         self.history = History()
         self.rescaled_before = 0
+        #: What makes a sample of text, if the run is to show some.
+        self.sampler: Callable[[], str] | None = None
 
     @abstractmethod
     def take_step(self, step: int) -> Step:
@@ -133,7 +138,7 @@ class Loop(ABC):
         """
         self.model.train()
         if not self.history.records:
-            self._report(0, val_loss=self._validate(0))
+            self._report(0, val_loss=self._validate(0), sample=self._sample(0))
         for step in range(self.history.steps, self.config.steps):
             if stop():
                 self.history.interrupted = True
@@ -151,7 +156,17 @@ class Loop(ABC):
 
     def _save(self) -> None:
         if self.saver is not None:
-            self.saver.save(self)
+            with self._aside("saving"):
+                self.saver.save(self)
+
+    @contextmanager
+    def _aside(self, what: str) -> Iterator[None]:
+        """Add the time of a block to that spent besides training steps."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.history.aside[what] += time.perf_counter() - started
 
     def _last_good(self) -> str:
         saved = self.saver.saved if self.saver is not None else None
@@ -170,22 +185,40 @@ class Loop(ABC):
             )
 
     def _step(self, step: int) -> None:
+        before = statistics(self.model, self.config).seconds
         with measure() as energy:
             taken = self.take_step(step)
+        on_device = statistics(self.model, self.config).seconds - before
         self.history.seconds += energy.seconds
         done = step + 1
         due = done % self.config.val_every == 0 or done == self.config.steps
-        self._report(done, taken, energy, self._validate(done) if due else None)
+        val_loss = self._validate(done) if due else None
+        self._report(done, taken, energy, on_device, val_loss, self._sample(done) if due else None)
 
     def _validate(self, iteration: int) -> float | None:
-        started = time.perf_counter()
-        loss = self.validation_loss()
+        with self._aside("validation"):
+            started = time.perf_counter()
+            loss = self.validation_loss()
         if loss is not None:
             self.display.validated(iteration, loss, time.perf_counter() - started)
         return loss
 
+    def _sample(self, iteration: int) -> str | None:
+        """Text at the first validation, the second, and then each time the steps have doubled; and at the end."""
+        number = iteration // self.config.val_every
+        if self.sampler is None or (number & (number - 1) and iteration != self.config.steps):
+            return None
+        with self._aside("samples"):
+            return self.sampler()
+
     def _report(
-        self, iteration: int, taken: Step | None = None, energy: Energy | None = None, val_loss: float | None = None
+        self,
+        iteration: int,
+        taken: Step | None = None,
+        energy: Energy | None = None,
+        on_device: float | None = None,
+        val_loss: float | None = None,
+        sample: str | None = None,
     ) -> None:
         before = self.history.records[-1].trained_tokens if self.history.records else 0
         record = Record(
@@ -201,6 +234,8 @@ class Loop(ABC):
             rescaled=self.rescaled_before + statistics(self.model, self.config).rescaled,
             peak_memory=peak_memory(),
             joules=energy.joules if energy and energy.total is not None else None,
+            device_seconds=on_device,
+            sample=sample,
         )
         self.history.records.append(record)
         if self.metrics is not None:

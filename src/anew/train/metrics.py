@@ -1,14 +1,18 @@
 """Metrics of a run: one record a step, kept as lines of JSON."""
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from anew.errors import UserError
+
+#: The file's name in the run's folder.
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Record:
 
     Losses are mean natural-log cross-entropies per token; `grad_norm` is before clipping; `seconds` are those of the
     step; `rescaled` and `trained_tokens` count since the start; `peak_memory` is in GB; `joules` are those of the step
-    and of the whole machine, by rail. Values that were not measured are None.
+    and of the whole machine, by rail; `device_seconds` are the part of `seconds` in which programs ran on the device;
+    `sample` is text that the model made after these steps. Values that were not measured are None.
     """
 
     iteration: int
@@ -32,6 +37,8 @@ class Record:
     rescaled: int
     peak_memory: float
     joules: dict[str, float | None] | None = None
+    device_seconds: float | None = None
+    sample: str | None = None
 
 
 class MetricsFile:
@@ -71,16 +78,24 @@ class MetricsFile:
         self._file.close()
 
 
-def read_records(path: Path, last: int) -> list[Record]:
-    """Return the records of iterations 0 to `last`; raises UserError if a metrics.jsonl does not have them all."""
-    records: list[Record] = []
+def parse_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a metrics.jsonl; raises UserError that names the line which is none."""
     try:
         with path.open(encoding="utf-8") as file:
-            for line in file:
-                if len(records) > last:
-                    break
-                records.append(Record(**json.loads(line)))
-    except (OSError, ValueError, TypeError) as error:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield Record(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise UserError(f"{path}:{number} is no record of a run: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def read_records(path: Path, last: int) -> list[Record]:
+    """Return the records of iterations 0 to `last`; raises UserError if a metrics.jsonl does not have them all."""
+    try:
+        records = list(itertools.islice(parse_records(path), last + 1))
+    except UserError as error:
         raise UserError(f"cannot read {path} up to iteration {last}: {error}") from error
     if [record.iteration for record in records] != list(range(last + 1)):
         raise UserError(f"{path} does not have iterations 0 to {last}, which the checkpoint comes after")

@@ -7,7 +7,7 @@ from anew.train.metrics import Record
 
 
 def plot_losses(records: Sequence[Record], title: str, path: Path) -> None:
-    """Draw training and validation loss over the steps into a PNG file."""
+    """Draw training and validation loss over the steps into a PNG file that is whole or not there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,4 +26,6 @@ def plot_losses(records: Sequence[Record], title: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     if train or validation:
         axes.legend()
-    figure.savefig(path)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)

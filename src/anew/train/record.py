@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+#: The file's name in the run's folder.
+RUN = "run.json"
+
 
 def versions() -> dict[str, str]:
     """Return the versions that decide a result."""

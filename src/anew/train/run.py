@@ -13,6 +13,7 @@ from torch import nn
 from anew.errors import UserError
 from anew.llama2c import read_tokens
 from anew.llama2c.tokens import SUFFIX as TOKEN_FILE
+from anew.report import REPORT
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until, train
 from anew.train.config import TrainConfig
@@ -20,7 +21,7 @@ from anew.train.data import Windows, read_documents, split, training_part, valid
 from anew.train.device import describe_device, place, statistics
 from anew.train.display import Display
 from anew.train.estimate import check_memory
-from anew.train.generate import decode, generate, prompt_from
+from anew.train.generate import NEW_TOKENS, decode, generate, prompt_from
 from anew.train.initial import load_weights
 from anew.train.loop import History
 from anew.train.memory import keep_freed_memory
@@ -33,6 +34,8 @@ from anew.train.trackers import Trackers
 
 VALIDATION_BATCHES = 8
 SHOWN_SAMPLES = 2
+#: Length of the samples while the model trains: enough to see it learn, and little beside a validation.
+SAMPLE_TOKENS = 20
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ def run(
 
     The first of several processes (`ranks`, which have joined) writes it. With a `checkpoint` of that folder it goes
     on from there, and metrics.jsonl after its step is written anew. Raises AnewError for bad input, for training that
-    diverges and for a full disk. Whatever happens once training has begun, metrics.jsonl, loss.png and run.json are
-    written if the disk takes them.
+    diverges and for a full disk. Whatever happens once training has begun, metrics.jsonl, loss.png, run.json and
+    report.html are written if the disk takes them.
     """
     started = time.perf_counter()
     kept = keep_freed_memory()
@@ -152,7 +155,10 @@ def _make_loop(
     windows = Windows(corpus.train, config.seq_len, config.seed)
     most = VALIDATION_BATCHES * ranks.count
     held_out = validation_batches(corpus.validation, config.seq_len, config.batch_size, most)
-    return Pretraining(model, config, windows, held_out, display, saver, ranks=ranks)
+    loop = Pretraining(model, config, windows, held_out, display, saver, ranks=ranks)
+    if ranks.count == 1:  # what one process alone computes would not reach the operand scales of the others
+        loop.sampler = lambda: _sample(model, corpus, config, SAMPLE_TOKENS)[0]
+    return loop
 
 
 def _header(config: TrainConfig, corpus: Corpus, model: nn.Module) -> list[str]:
@@ -182,16 +188,20 @@ def _prompt(corpus: Corpus, config: TrainConfig) -> str:
 
 def _show_samples(model: nn.Module, corpus: Corpus, config: TrainConfig, display: Display) -> dict[str, Any]:
     """Print text that continues the first words of the validation part, and return it for run.json."""
-    tokenizer = corpus.tokenizer
-    prompt = _prompt(corpus, config)
-    ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-    vocab_size = min(len(tokenizer), config.model["vocab_size"])
-    rows = generate(model, ids, config.batch_size, config.seq_len, vocab_size, config.seed)
-    texts = [decode(tokenizer, row) for row in rows[:SHOWN_SAMPLES]]
+    prompt, texts = _prompt(corpus, config), _sample(model, corpus, config)
     display.say(f"\nThe trained model goes on from: {prompt}")
     for text in texts:
         display.say(f"\n> {text.strip()}")
     return {"prompt": prompt, "texts": texts}
+
+
+def _sample(model: nn.Module, corpus: Corpus, config: TrainConfig, new_tokens: int = NEW_TOKENS) -> list[str]:
+    """Return texts that continue the first words of the validation part."""
+    tokenizer = corpus.tokenizer
+    ids = torch.tensor(tokenizer(_prompt(corpus, config), add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    vocab_size = min(len(tokenizer), config.model["vocab_size"])
+    rows = generate(model, ids, config.batch_size, config.seq_len, vocab_size, config.seed, new_tokens)
+    return [decode(tokenizer, row) for row in rows[:SHOWN_SAMPLES]]
 
 
 def _summary(config: TrainConfig, history: History, seconds: float) -> list[str]:
@@ -200,4 +210,5 @@ def _summary(config: TrainConfig, history: History, seconds: float) -> list[str]
         describe_result(history, seconds),
         f"Model: {config.out / 'model'}   Curve: {config.out / 'loss.png'}   "
         f"Metrics: {config.out / 'metrics.jsonl'}   Record: {config.out / 'run.json'}",
+        f"Report: {config.out / REPORT}",
     ]

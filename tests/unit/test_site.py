@@ -1,0 +1,92 @@
+"""The documentation site: it builds without a warning, and nothing public is missing from it."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import anew
+from anew.cli.main import VERBS
+from website import api, command_line, errors
+from website.build import CONFIG, GENERATED, build
+
+#: Raises that pass on a sentence made elsewhere.
+PASSED_ON = {
+    "device/e5rt/functions.py",
+    "device/emulator/engine.py",
+    "device/objc.py",
+    "device/worker/process.py",
+    "finetune/rows.py",
+    "frontend/placement.py",
+    "mil/ops/constexpr.py",
+    "mil/ops/matmul.py",
+    "mil/ops/pooling.py",
+    "train/checkpoint.py",
+}
+
+
+def test_the_site_builds_strictly_and_has_every_page(tmp_path):
+    build(tmp_path / "site")
+    pages = re.findall(r'"([\w/-]+)\.md"', CONFIG.read_text())
+    assert {name.removesuffix(".md") for name in GENERATED} < set(pages)
+    for page in pages:
+        assert "<h1" in (tmp_path / "site" / f"{page}.html").read_text(), page
+    assert (tmp_path / "site" / "evidence" / "demo-report-1280.png").is_file()
+
+
+def test_every_page_of_docs_is_in_the_navigation():
+    from website.build import ROOT
+
+    listed = set(re.findall(r'"([\w-]+\.md)"', CONFIG.read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} | {"index.md"} == listed
+
+
+def test_every_verb_and_flag_has_a_description():
+    verbs = command_line.verbs()
+    assert len(verbs) == len(VERBS)
+    page = command_line.page()
+    for name, parser in verbs.items():
+        assert f"\n## anew {name}\n" in page
+        assert parser.description, name
+        for flag, text in command_line.flags(parser):
+            assert text, f"anew {name} {flag}"
+
+
+def test_every_public_name_is_documented():
+    page = api.page()
+    for name, value in api.members().items():
+        assert f"\n## anew.{name}\n" in page
+        assert len((value.__doc__ or "").strip()) > 30, name
+    assert set(anew.__all__) - api.members().keys() == {"__version__"}
+
+
+def test_every_argument_of_a_public_function_is_described():
+    import inspect
+
+    for name, value in api.members().items():
+        for argument in [] if inspect.isclass(value) else inspect.signature(value).parameters:
+            assert re.search(rf"\b{argument}\b", value.__doc__), f"anew.{name}: {argument}"
+
+
+def test_every_error_is_listed_under_a_topic_with_a_cure():
+    known = list(errors.messages())
+    page = errors.page()
+    assert len(known) > 300
+    for message in known:
+        topic = errors.topic_of(message.module)
+        assert topic is not None, message
+        assert topic.cure
+        if message.text.strip("… "):
+            assert message.module in page
+        else:
+            assert message.module in PASSED_ON, message
+
+
+def test_no_error_of_anew_is_raised_by_a_name_that_the_page_does_not_know():
+    trees = [ast.parse(path.read_text()) for path in errors.PACKAGE.rglob("*.py")]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    known = {"AnewError"}
+    while new := {c.name for c in classes if any(ast.unparse(base) in known for base in c.bases)} - known:
+        known |= new
+    raised = {ast.unparse(call.func) for tree in trees for _, call in errors.raised(tree, "")}
+    assert raised & known <= errors.RAISED.keys()

@@ -1,0 +1,1 @@
+"""The documentation site: README and docs/ with generated references, built by zensical."""

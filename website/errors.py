@@ -1,0 +1,150 @@
+"""Every error that anew raises, from the source, by what it is about, with what to do about its kind."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anew
+
+PACKAGE = Path(anew.__file__).parent
+#: Errors of anew's, and functions that make one, by the position of the message among their arguments.
+RAISED = {
+    "AnewError": 0,
+    "UserError": 0,
+    "BadRow": 0,
+    "MilError": 0,
+    "DeviceError": 1,
+    "FrameworkError": 0,
+    "NotLowered": 0,
+    "PlacementError": 0,
+    "WorkerLost": 0,
+    "shape_error": 1,
+}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Errors of some packages: a heading, and what helps where the message alone does not."""
+
+    title: str
+    cure: str
+    places: tuple[str, ...]
+
+
+TOPICS = (
+    Topic(
+        "Training and its data",
+        "The message names the flag, the file or the line: change that and start again; nothing was overwritten. A run "
+        "that stopped in the middle names its last good checkpoint, and `--resume` goes on from there.",
+        ("train", "report"),
+    ),
+    Topic(
+        "Fine-tuning",
+        "Rows are named by file and line; correct them, or leave them out. Options are those of mlx_lm.lora: a name "
+        "that is not known is refused with the nearest one that is.",
+        ("finetune",),
+    ),
+    Topic(
+        "Models, adapters, answers, conversions",
+        "Most of these mean that a folder is not what its flag takes, or was made for another model: compare it with "
+        "[pretrained models and adapters](../pretrained.md).",
+        ("models", "adapters", "generation", "evaluation.py", "llama2c", "cli"),
+    ),
+    Topic(
+        "Capture: what of a model becomes a region",
+        "Call `anew.explain(model, inputs)` to see what is captured. Keep to few input shapes, load the model in "
+        'float32, and compile one layer with `torch.compile(layer, backend="anew")` where a model has no list of '
+        "layers.",
+        ("frontend", "energy.py"),
+    ),
+    Topic(
+        "Operations that do not lower",
+        "Without `strict` the operation runs on the host and is listed by `anew.explain` with this sentence as its "
+        "rule; with `strict=True` it is an error. Write it with operations that lower, leave it on the host, or [add a "
+        "lowering](../extending.md#an-operation).",
+        ("compiler",),
+    ),
+    Topic(
+        "Devices and routes to the engine",
+        "`anew doctor` tells what this machine has. `--device emulator` needs no engine; `--worker` replaces a process "
+        "that aborts or hangs; a budget of the chip that is spent asks for fewer input shapes, or a new process from a "
+        "checkpoint.",
+        ("device", "doctor"),
+    ),
+    Topic(
+        "MIL text, chips and projections",
+        "These concern programs written by hand, chip files and reports of a doctor. In a program that anew made "
+        "itself they are a defect: please report it with the message.",
+        ("mil", "chips", "plan", "projection"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message with … where values stand, and the module and function that raise it."""
+
+    text: str
+    module: str
+    function: str
+
+
+def messages() -> Iterator[Message]:
+    """Yield every message that is raised somewhere in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = path.relative_to(PACKAGE).as_posix()
+        for function, call in raised(ast.parse(path.read_text(encoding="utf-8")), ""):
+            name = call.func.id if isinstance(call.func, ast.Name) else ""
+            if name in RAISED and len(call.args) > RAISED[name]:
+                yield Message(_text(call.args[RAISED[name]]), module, function)
+
+
+def raised(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
+    """Yield each call whose result is raised below a node, with the function that it stands in."""
+    for child in ast.iter_child_nodes(node):
+        inner = child.name if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else function
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+            yield inner, child.exc
+        yield from raised(child, inner)
+
+
+def _text(node: ast.expr) -> str:
+    """The message of an expression; whatever is no literal text becomes …"""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _text(node.left) + _text(node.right)
+    return "…"
+
+
+def topic_of(module: str) -> Topic | None:
+    """Return the topic of a module's errors."""
+    return next((topic for topic in TOPICS if module.split("/")[0] in topic.places), None)
+
+
+def page() -> str:
+    """Return the page: under each topic what to do, then its messages."""
+    known = list(messages())
+    parts = [
+        "# Errors and their cures\n",
+        "Every error is one sentence that names what is wrong and, where it can, what to do; `…` stands for names and "
+        "numbers. On the command line it comes after `anew: error:`, with exit code 1.\n",
+    ]
+    for topic in TOPICS:
+        rows = dict.fromkeys((m.text, m.module) for m in known if topic_of(m.module) is topic and m.text.strip("… "))
+        parts.append(f"## {topic.title}\n\n{topic.cure}\n\n| message | raised in |\n|---|---|")
+        parts += [f"| {_cell(text)} | `{module}` |" for text, module in rows]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown leaves alone in a table."""
+    for special in "\\`*_[]<>#|{}":
+        text = text.replace(special, f"\\{special}" if special not in "<>{}" else f"&#{ord(special)};")
+    return text.replace("\n", " ")
