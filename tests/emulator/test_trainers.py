@@ -1,4 +1,4 @@
-"""The scripts for Trainer and SFTTrainer at their smallest size, against themselves in plain PyTorch: see evidence/ecosystem.py."""
+"""The scripts for Trainer and SFTTrainer at their smallest size, against themselves in plain PyTorch."""
 
 from pathlib import Path
 
