@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anew.device.emulator.constants import is_pointwise, streamed_constants
 from anew.device.emulator.fused import Deferred, defer_scale, finish_product_, scale
 from anew.device.emulator.kernels import Arithmetic
 from anew.device.emulator.lookup import look_up
@@ -51,13 +52,15 @@ class _Fusion:
                 self.uses[value].append(op)
         self.producers = {v: op for op in self.ops for v in op.outputs}
         self.tabulation = Tabulation(self.ops, constants, self.outputs, lambda op, x: arithmetic.kernel(op)(*x))
+        self.streamed = streamed_constants(function)
         self.done = set(self.tabulation.chained)
 
     def steps(self) -> list[Step]:
         """Products first, as they take the most with them; then in the order of the program again."""
         found = [(self.ops.index(self.producers[value]), self._lookup(value)) for value in self.tabulation.tables]
+        found += [(self.ops.index(self.uses[v][0]), _streamed(v, make)) for v, make in self.streamed.items()]
         for wanted, make in (
-            (lambda op: op.kind == "matmul", self._product),
+            (is_product, self._product),
             (self._is_scale, self._operand),
             (lambda op: self._maximum_of(op) is not None, self._maximum),
             (lambda op: True, self._single),
@@ -79,8 +82,8 @@ class _Fusion:
         return Step(lambda *x: _as_tuple(kernel(*x)), operands, results)
 
     def _product(self, op: Op) -> Step:
-        """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
-        raw = self.arithmetic.raw_matmul(op)
+        """A product with the maximum of its result and, where nothing else reads the result, its inverse scale."""
+        raw = self.arithmetic.raw_product(op)
         operands = [v.name for v in op.tensors()]
         self.done.add(op)
         report = self._report(op.output)
@@ -116,7 +119,7 @@ class _Fusion:
     def _defers(self, op: Op) -> bool:
         """Whether a scale can be left to the products, which alone read its result and take float32 sums."""
         readers = self.uses[op.output]
-        only_products = op.output not in self.outputs and all(use.kind == "matmul" for use in readers)
+        only_products = op.output not in self.outputs and all(is_product(use) for use in readers)
         return not self.arithmetic.exact and only_products
 
     def _maximum(self, op: Op) -> Step:
@@ -153,6 +156,16 @@ class _Fusion:
             return None
         before = self.producers.get(x)
         return before if before is not None and before.kind == "abs" else None
+
+
+def is_product(op: Op) -> bool:
+    """Whether an operation is a product of two matrices, or of several."""
+    return op.kind == "matmul" or is_pointwise(op)
+
+
+def _streamed(value: Value, make: Callable[[], Tensor]) -> Step:
+    """A constant that is brought into the kernels' form when it is read, and dropped after."""
+    return Step(lambda: (make(),), (), (value.name,))
 
 
 def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -61,10 +61,13 @@ class Arithmetic:
         meaning = _positional(op, parameters)
         return meaning if definition.family == "move" else partial(_rounded, meaning)
 
-    def raw_matmul(self, op: Op) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the sums of a matmul, a fresh contiguous tensor that may still have to be rounded."""
-        parameters = _parameters(op)
+    def raw_product(self, op: Op) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the sums of a matmul or 1x1 convolution, fresh and contiguous; they may still have to be rounded."""
         product = matmul_exact if self.exact else torch.matmul
+        if op.kind == "conv":
+            shape = op.output.shape
+            return lambda x, w: product(w.flatten(1), x.flatten(2)).reshape(shape).contiguous()
+        parameters = _parameters(op)
         return lambda x, y: product(*matmul_operands(x, y, **parameters)).contiguous()
 
     def _conv(
