@@ -28,6 +28,7 @@ MEASUREMENTS = (
     "memory",
     "demo",
     "finetune",
+    "baked",
     "quotes",
 )
 

@@ -73,6 +73,12 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return rows, (weight / rows.float()).round().clamp(-LEVELS, LEVELS).to(torch.int8)
 
 
+def as_quantized(weight: Tensor, exponent: int) -> Tensor:
+    """The float32 numbers that stand for a weight in 8 bits, quantized at a scale of ``2**exponent``."""
+    rows, codes = quantize(weight.detach().float() * 2.0**exponent)
+    return rows.float() * codes * 2.0**-exponent
+
+
 def _kernel(matrix: Tensor, turned: bool) -> np.ndarray:
     kernel: np.ndarray = (matrix.T if turned else matrix).contiguous()[:, :, None, None].numpy()
     return kernel

@@ -16,16 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from anew.compiler.bake import QUANTIZED, Baked, bake
 from anew.device.base import LoadedProgram
 from anew.frontend.scales import weight_exponent
-from anew.frontend.segment import Variant, WeightStore
+from anew.frontend.segment import Variant, WeightStore, magnitude
 from anew.mil.printer import ProgramPrinter
 from anew.mil.program import Program
-from anew.plan import Plan
+from anew.plan import InputPort, Plan
 
 if TYPE_CHECKING:
     from anew.frontend.session import Session
@@ -159,6 +158,10 @@ class Bank:
             self._bake()
         return instance.variant
 
+    def eight_bits(self, port: InputPort) -> bool:
+        """Whether a port's weight has 8 bits: where it is an input, too, so that every call computes the same."""
+        return self.session.options.base_bits == 8 and port in self.ports
+
     def check(self) -> None:
         """Read all baked weights whole; those that changed go back to weights as inputs."""
         for instance in list(self.seen.values()):
@@ -218,7 +221,7 @@ class Bank:
     def _bake(self) -> None:
         waiting = [s for s in self.seen.values() if s.variant is None and len(s.tensors()) == len(s.weights)]
         groups = list(self._groups(waiting))
-        self.reason = self._over_budget(len(groups))
+        self.reason = self._over_budget(len(groups), len(waiting) * self.baked.nbytes)
         if self.reason:
             return
         for group in groups:
@@ -232,9 +235,15 @@ class Bank:
         for first in range(0, len(waiting), size):
             yield waiting[first : first + size]
 
-    def _over_budget(self, programs: int) -> str:
-        """Why so many programs more are too many; empty when they are not."""
+    def _over_budget(self, programs: int, nbytes: int) -> str:
+        """Why so many programs more, or bytes in them, are too many; empty when they are not."""
         device = self.session.device
+        held = sum(bank.use().bytes for bank in self.session.banks)
+        if held + nbytes > device.chip.weight_bytes:
+            return (
+                f"{nbytes} bytes of constants more would be too many: {held} bytes are held by now, of the "
+                f"{device.chip.weight_bytes} that {device.chip.name} maps"
+            )
         budgets = [("loaded programs", device.statistics.programs, device.chip.loaded_programs)]
         if device.chip.switches["compile_budget"].value == "wrapper":
             budgets.append(("compiles", device.statistics.compiles, device.chip.compiles))
@@ -273,5 +282,4 @@ class Bank:
         """The exponent that the weight would be uploaded with."""
         if self.session.options.scaling != "operands":
             return 0
-        low, high = torch.aminmax(weight.detach())
-        return weight_exponent(max(-float(low), float(high)))
+        return weight_exponent(magnitude(weight))

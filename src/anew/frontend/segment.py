@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from anew.compiler.bake import as_quantized
 from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device, Operation
 from anew.device.transfer import load, store
@@ -80,8 +81,10 @@ class WeightStore:
         self.device = device
         self._uploaded: ByTensor[dict[bool, UploadedWeight]] = ByTensor()
 
-    def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool) -> UploadedWeight:
+    def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool, eight_bits: bool = False) -> UploadedWeight:
         """Return the weight's buffer; converts it again when ``fresh`` or when it changed since.
+
+        With ``eight_bits`` it gets the numbers that the weight has where it is a constant of 8 bits.
 
         Raises AnewError with ``name`` when fp16 cannot hold the weight.
         """
@@ -90,6 +93,8 @@ class WeightStore:
         known = forms.get(scaled)
         if known is None or fresh or known.source != source:
             buffer = self.device.buffers.lease(tuple(weight.shape))
+            if eight_bits and math.isfinite(magnitude(weight)):
+                weight = as_quantized(weight, weight_exponent(magnitude(weight)))
             guess = known.exponent if known else 0  # a step seldom changes it, and the peak comes with the writing
             peak = store(buffer, weight, guess)
             exponent = weight_exponent(peak) if scaled and math.isfinite(peak) else 0
@@ -179,7 +184,8 @@ class Segment:
             if port.kind == "weight":
                 scaled = self.scaling and port.operand is not None
                 name = f"{self.plan.name}: weight '{port.name}'"
-                uploaded = self.weights.upload(name, x, scaled, fresh=not self.backward)
+                eight_bits = self.bank is not None and self.bank.eight_bits(port)
+                uploaded = self.weights.upload(name, x, scaled, not self.backward, eight_bits)
                 buffers[port.name] = uploaded.buffer
                 if port.operand is not None:
                     exponents[port.operand] = uploaded.exponent
