@@ -30,6 +30,7 @@ MEASUREMENTS = (
     "demo",
     "finetune",
     "ecosystem",
+    "baked",
     "quotes",
 )
 

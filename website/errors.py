@@ -39,7 +39,7 @@ TOPICS = (
         "Training and its data",
         "The message names the flag, the file or the line: change that and start again; nothing was overwritten. A run "
         "that stopped in the middle names its last good checkpoint, and `--resume` goes on from there.",
-        ("train", "report"),
+        ("train", "report", "callbacks.py"),
     ),
     Topic(
         "Fine-tuning",

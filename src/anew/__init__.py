@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anew.energy import measure
     from anew.frontend.explain import explain
     from anew.frontend.loss.function import linear_cross_entropy
-    from anew.frontend.model import compile, statistics
+    from anew.frontend.model import check_baked, compile, statistics
     from anew.frontend.state import load_state_dict, state_dict
 
 __version__ = metadata.version("anew")
@@ -22,6 +22,7 @@ __all__ = [
     "AnewError",
     "UserError",
     "__version__",
+    "check_baked",
     "compile",
     "explain",
     "linear_cross_entropy",
@@ -34,7 +35,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import PyTorch only when it is needed: ``anew --help`` answers at once."""
-    if name in ("compile", "statistics"):
+    if name in ("check_baked", "compile", "statistics"):
         from anew.frontend import model
 
         return getattr(model, name)

@@ -126,6 +126,20 @@ def test_what_a_run_leaves_behind(arguments, tmp_path, capsys):
     assert run["trained_parameters"] == sum(x.numel() for x in state.values())
 
 
+def test_a_base_of_8_bits_learns_as_plain_pytorch_does(arguments, tmp_path):
+    assert main(arguments) == 0
+    wanted = [record["train_loss"] for record in records(tmp_path / "out")[1:]]
+    arguments[arguments.index("--adapter-path") + 1] = str(tmp_path / "baked")
+    assert main([*arguments, "--device", "emulator", "--base-bits", "8"]) == 0
+    found = [record["train_loss"] for record in records(tmp_path / "baked")[1:]]
+    assert found == pytest.approx(wanted, rel=0.02)
+    assert found != wanted
+
+
+def test_bits_of_the_base_are_checked(arguments, capsys):
+    assert refused(capsys, [*arguments, "--base-bits", "4"]) == "--base-bits must be one of 0, 8, 16, not 4"
+
+
 @pytest.mark.parametrize("device", ["cpu", "emulator"])
 def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, monkeypatch, fresh, device):
     arguments = [*arguments, "--device", device, "--grad-accumulation-steps", "4", "--max-grad-norm", "0.5"]

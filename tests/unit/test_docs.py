@@ -96,6 +96,10 @@ def test_command_of_a_page_exists(page: Path, command: str) -> None:
     """Its verb, flags and targets do; what the commands do is tested verb by verb, and measured by their records."""
     command = command.rpartition(" | ")[2]
     words = shlex.split(re.sub(r"\[[^\]]*\]", "", command))  # what stands in brackets may be left away
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of the environment
+        words = words[1:]
+    if words[:2] == ["torchrun", "--nproc_per_node"]:
+        words = words[4:] if words[3] == "-m" else ["python", *words[3:]]
     if words[0] == "anew":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":

@@ -76,6 +76,7 @@ class Chip:
         row_bytes: rows (the last axis) start at multiples of this in a buffer.
         loaded_programs: programs a process may have loaded at once.
         compiles: compiles of a process through ``_ANEInMemoryModel``.
+        procedures: most functions of one loaded program.
         weight_bytes: largest weight file of a loaded program.
         convolution: ``direct`` or ``winograd-f23-width``, the form of 3x3 convolutions of stride 1.
         slice_limit: larger magnitudes become infinite in a slice of the last axis that does not begin at 0; ``inf``
@@ -106,6 +107,7 @@ class Chip:
     row_bytes: int
     loaded_programs: int
     compiles: int
+    procedures: int
     weight_bytes: int
     convolution: str
     slice_limit: float

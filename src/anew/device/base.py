@@ -21,7 +21,7 @@ from torch import Tensor
 from anew.chips import Chip
 from anew.device.buffers import BufferPool
 from anew.errors import AnewError
-from anew.mil import TensorType, Weights
+from anew.mil import TensorType, Weights, parse_program
 
 INFINITE_PRODUCT = -52416.0
 """What the engine gives for infinity times a number, so that an overflow may hide behind a finite value.
@@ -145,6 +145,8 @@ class Device(ABC):
     emulated = True
     #: Which routes to the engine were passed over for it, with the reasons; empty when it was asked for by name.
     why = ""
+    #: Whether several functions of a text can be loaded as one program.
+    takes_procedures = False
 
     def __post_init__(self) -> None:
         padded = self.chip.switches["row_pitch"].value == "padded"
@@ -162,6 +164,23 @@ class Device(ABC):
         program = self._compile(text, weights, function)
         self.statistics.programs += 1
         return program
+
+    def compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
+        """Compile every function of MIL text as a procedure of one program, which counts once: functions by name.
+
+        To release one of them is to release all. A device that does not take procedures takes a text of one function.
+        Raises as :meth:`compile` does.
+        """
+        files = weights.values() if isinstance(weights, Mapping) else [weights]
+        self._check_budgets(sum(map(len, files)))
+        self.statistics.compiles += 1
+        programs = self._compile_procedures(text, weights)
+        self.statistics.programs += 1
+        return programs
+
+    def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
+        (name,) = parse_program(text, weights).functions
+        return {name: self._compile(text, weights, name)}
 
     def _check_budgets(self, weight_bytes: int) -> None:
         chip, spent = self.chip, self.statistics

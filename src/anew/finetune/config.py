@@ -15,6 +15,7 @@ import yaml
 from anew.chips import load_chip
 from anew.errors import UserError
 from anew.finetune.options import LORA_PARAMETERS, OPTIONS, FinetuneConfig
+from anew.plan import BASE_BITS
 
 #: Numbers such as 1e-5 are numbers; YAML 1.1 reads them as text (yaml.org/spec/1.2.2, 10.3.2 reads them as anew does).
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -112,6 +113,9 @@ def check(config: FinetuneConfig) -> None:
         choices = found.metadata["choices"]
         if choices and getattr(config, name) not in choices:
             raise UserError(f"'{name}' must be one of {', '.join(choices)}, not {getattr(config, name)!r}")
+    if config.base_bits not in BASE_BITS:
+        known = ", ".join(map(str, BASE_BITS))
+        raise UserError(f"--base-bits must be one of {known}, not {config.base_bits}")
     if config.mask_prompt and config.assistant_only_loss:
         raise UserError("--mask-prompt and --assistant-only-loss exclude each other: choose one")
     if not (config.train or config.test):

@@ -15,6 +15,7 @@ from anew.finetune.check import FirstSave
 from anew.finetune.optimizer import make_optimizer
 from anew.finetune.options import FinetuneConfig
 from anew.finetune.schedule import build_schedule
+from anew.train.device import check_baked
 from anew.train.display import Display
 from anew.train.loop import Loop, Step, check_finite
 from anew.train.resume import Saver
@@ -75,6 +76,8 @@ class Finetuning(Loop):
         (loss / group).backward()
         norm = self._update(loss.item(), rate) if step + 1 == first + group else None
         check_finite(loss.item(), norm, self.rate_flag)
+        if (step + 1) % config.steps_per_report == 0:
+            check_baked(self.model, config)
         return Step(loss.item(), rate, norm, batch.tokens)
 
     def _update(self, loss: float, rate: float) -> float:
@@ -90,6 +93,7 @@ class Finetuning(Loop):
 
     def validation_loss(self) -> float | None:
         """Return the mean loss of up to ``val_batches`` batches; None without validation data."""
+        check_baked(self.model, self.config)
         return evaluate(self.model, self.validation.spread(self.config.val_batches)) if self.validation else None
 
     def _save(self) -> None:
@@ -97,6 +101,7 @@ class Finetuning(Loop):
         said = self.first_save.check(self.model, self.train.at(0, self.config.seed).arguments["input_ids"])
         if said:
             self.display.say(said)
+        check_baked(self.model, self.config)
         step, folder = self.history.steps, self.config.adapter_path
         save_adapter(self.model, folder, settings=self.config.as_json(), step=step)
         super()._save()

@@ -96,6 +96,7 @@ class FinetuneConfig(Settings):
     )
     recheck: int = option(0, "every so many runs on the engine are compared with the emulator; 0: none", metavar="N")
     worker: bool = option(False, "let a process of its own drive the device: if it aborts or hangs, it is replaced")
+    base_bits: int = option(0, "16 or 8: compile the frozen base into the programs; 0: weights are inputs", metavar="N")
     plain: bool = option(False, "print log lines on a terminal too")
 
     @property

@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from anew.device.buffers import BufferPool
 from anew.errors import UserError
+from anew.frontend.baking import BakedUse
 from anew.frontend.layers import has_repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.check import LossVerdict
@@ -48,6 +49,7 @@ class ProgramUse:
         flops: floating-point operations of one run.
         bytes_in, weight_bytes, bytes_out: what one run reads from its activation and scale ports, what its weights take
             (uploaded once a step and layer), what it writes; rows strided as the chip wants them.
+        constant_bytes: what the constants take that frozen weights became, of all layers.
     """
 
     name: str
@@ -57,9 +59,10 @@ class ProgramUse:
     bytes_in: int
     weight_bytes: int
     bytes_out: int
+    constant_bytes: int = 0
 
     @classmethod
-    def of(cls, plan: Plan, dispatches: int, pool: BufferPool) -> ProgramUse:
+    def of(cls, plan: Plan, dispatches: int, pool: BufferPool, constant_bytes: int = 0) -> ProgramUse:
         """The use of a plan's program whose buffers come from ``pool``."""
 
         def taken(*shapes: tuple[int, ...]) -> int:
@@ -68,7 +71,8 @@ class ProgramUse:
         weights = [p.shape for p in plan.inputs if p.kind == "weight"]
         others = [p.shape for p in plan.inputs if p.kind != "weight"] + _rows(plan.scales.scale_rows)
         results = [p.shape for p in plan.outputs] + _rows(plan.scales.maxima_rows)
-        return cls(plan.name, dispatches, plan.operations, plan.flops, taken(*others), taken(*weights), taken(*results))
+        moved = taken(*others), taken(*weights), taken(*results)
+        return cls(plan.name, dispatches, plan.operations, plan.flops, *moved, constant_bytes)
 
 
 def _rows(count: int) -> list[tuple[int, ...]]:
@@ -108,6 +112,7 @@ class Explanation:
         programs: each program's part in the step.
         host: each host operation's part, the dearest first.
         loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
+        baked: with ``base_bits``, what became of the frozen weights of each program.
         engine_operations, host_operations: ATen operations of the step by where they run, views not counted.
         engine_flops, host_flops: matmul and convolution flops of the step by where they run.
     """
@@ -121,6 +126,7 @@ class Explanation:
     host_operations: int
     engine_flops: int
     host_flops: int
+    baked: tuple[BakedUse, ...] = ()
 
     @property
     def dispatches(self) -> int:
@@ -183,14 +189,25 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
     return Explanation(
         chip=session.device.chip.name,
         regions=session.regions,
-        programs=tuple(ProgramUse.of(p, dispatches[p.name], session.device.buffers) for p in session.plans),
+        programs=tuple(_programs(session, dispatches)),
         host=tuple(sorted(host, key=lambda use: (-use.flops, -use.calls * math.prod(use.shape)))),
         loss=verdict_of(net),
         engine_operations=sum(calls[g.name] * g.engine for g in session.graphs),
         host_operations=sum(use.calls for use in host),
         engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),
         host_flops=sum(use.flops for use in host),
+        baked=session.baked(),
     )
+
+
+def _programs(session: Session, dispatches: Counter[str]) -> Iterator[ProgramUse]:
+    pool = session.device.buffers
+    for plan in session.plans:
+        yield ProgramUse.of(plan, dispatches[plan.name], pool)
+    for bank in sorted(session.banks, key=lambda bank: bank.plan.name):
+        plan, use = bank.baked_plan(), bank.use()
+        if use.layers:
+            yield ProgramUse.of(plan, dispatches[plan.name], pool, use.bytes)
 
 
 def _compiled(model: nn.Module, session: Session) -> nn.Module:

@@ -43,16 +43,19 @@ def _heading(found: Explanation) -> list[str]:
         f"{_bytes(found.bytes_moved)} moved, {_count(found.engine_flops)}FLOP on the engine, "
         f"{_count(found.host_flops)}FLOP on the host",
         *loss,
+        *map(str, found.baked),
     ]
 
 
 def _programs(found: Explanation) -> Table:
     out = Table(title="On the engine", title_justify="left", box=None, pad_edge=False)
     out.add_column("program")
-    for name in ("runs", "MIL operations", "FLOP a run", "in", "weights", "out"):
+    constants = ("constants",) if found.baked else ()
+    for name in ("runs", "MIL operations", "FLOP a run", "in", "weights", "out", *constants):
         out.add_column(name, justify="right")
     for p in found.programs:
-        figures = (_count(p.flops), _bytes(p.bytes_in), _bytes(p.weight_bytes), _bytes(p.bytes_out))
+        figures = [_count(p.flops), _bytes(p.bytes_in), _bytes(p.weight_bytes), _bytes(p.bytes_out)]
+        figures += [_bytes(p.constant_bytes) for _ in constants]
         out.add_row(p.name, str(p.dispatches), str(sum(p.operations.values())), *figures)
     return out
 

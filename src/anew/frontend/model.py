@@ -35,6 +35,7 @@ def compile(
     switches: Mapping[str, str] | None = None,
     recheck: int = 0,
     worker: bool = False,
+    base_bits: int = 0,
 ) -> nn.Module:
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
@@ -64,6 +65,8 @@ def compile(
             itself has decided are in a report of ``anew doctor --probe``: :func:`anew.chips.switches_from_report`.
         recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
         worker: let a process of its own drive the device: one that aborts or hangs is replaced and the call repeated.
+        base_bits: 16 or 8: linear weights that need no gradient, such as the base of a LoRA adapter, become constants
+            of that many bits at the second call of their layers (:mod:`anew.frontend.baking`); 0: they are inputs.
 
     Raises UserError on an unknown option, a device that is not available, a model without repeated layers, parameters
     that are not float32, or attention that transformers hands to kernels of other devices.
@@ -78,6 +81,7 @@ def compile(
         switches=switches or {},
         recheck=recheck,
         worker=worker,
+        base_bits=base_bits,
     )
     session = session_for(options)
     before = session.statistics()
@@ -118,6 +122,16 @@ def statistics(model: nn.Module) -> Statistics:
     """
     options, before = _known(model)
     return replace(session_for(options).statistics().since(before), loss=verdict_of(model))
+
+
+def check_baked(model: nn.Module) -> None:
+    """Compare every frozen weight that is a constant of a program with what it was when the program was compiled.
+
+    Those that changed, by whatever means, are inputs again from the next call on, and constants again after that;
+    :attr:`Statistics.stale` counts them. Calls look by themselves: at storage, version and samples of each weight every
+    time, at all of it every tenth time. Raises UserError for a model that was not compiled.
+    """
+    session_of(model).check_baked()
 
 
 def _known(model: nn.Module) -> tuple[Options, Statistics]:

@@ -12,6 +12,7 @@ from anew.device.emulator.engine import NUMERICS
 from anew.device.machine import default_chip
 from anew.device.routes import ROUTES
 from anew.errors import UserError
+from anew.plan import BASE_BITS
 
 DEVICES = ("auto", *ROUTES, "emulator", "null")
 SCALINGS = ("operands", "none")
@@ -38,6 +39,8 @@ class Options:
         recheck: on a route to the engine, every so many runs of a program are done again on the emulator, and an error
             is raised when they differ; 0: none.
         worker: let a process of its own drive the device, so that a framework that aborts or hangs does not lose a run.
+        base_bits: 16 or 8: linear weights that need no gradient are constants of that many bits, as far as the chip's
+            budgets allow; 0: they are inputs of programs like all others.
     """
 
     device: str = "auto"
@@ -49,6 +52,7 @@ class Options:
     loss: str = "auto"
     recheck: int = 0
     worker: bool = False
+    base_bits: int = 0
 
     def __post_init__(self) -> None:
         _check("device", self.device, DEVICES)
@@ -60,6 +64,8 @@ class Options:
                 raise UserError(f"option '{name}' is True or False, not {getattr(self, name)!r}")
         if isinstance(self.recheck, bool) or not isinstance(self.recheck, int) or self.recheck < 0:
             raise UserError(f"option 'recheck' is a number of runs, or 0 for none, not {self.recheck!r}")
+        if isinstance(self.base_bits, bool) or self.base_bits not in BASE_BITS:
+            raise UserError(f"option 'base_bits' is one of {', '.join(map(str, BASE_BITS))}, not {self.base_bits!r}")
         _check("chip", self.chip, tuple(known_chips()))
         if not isinstance(self.switches, (Mapping, tuple)):
             raise UserError(f"option 'switches' gives an option by name, not {self.switches!r}")

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from anew.compiler.compile import compile_graph
 from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
+from anew.frontend.baking import Bank
 from anew.frontend.canonical import canonicalize
 from anew.frontend.decompositions import DECOMPOSITIONS
 from anew.frontend.hoisting import detach_host_work
@@ -51,10 +52,12 @@ class Region:
         _check_float32(module, inputs)
         self.session = session
         self.parameters = [isinstance(x, torch.nn.Parameter) for x in inputs]
+        self.frozen = [p and not x.requires_grad for p, x in zip(self.parameters, inputs, strict=True)]
         self.buffers = [not p and s for p, s in zip(self.parameters, _static(module), strict=True)]
         self.name = session.name_region()
         self.weights = WeightStore(session.device)
         self.weight_names: set[str] = set()
+        self.frozen_names: set[str] = set()
         self.buffer_names: set[str] = set()
         self.backward: Compiled | None = None
         self.module = module  # what the structure's key names by address must live
@@ -104,6 +107,7 @@ class Region:
         if len(names) != len(self.parameters):
             raise RuntimeError(f"{self.name}: {len(names)} graph inputs for {len(self.parameters)} captured ones")
         self.weight_names = {n for n, is_weight in zip(names, self.parameters, strict=True) if is_weight}
+        self.frozen_names = {n for n, is_frozen in zip(names, self.frozen, strict=True) if is_frozen}
         self.buffer_names = {n for n, is_buffer in zip(names, self.buffers, strict=True) if is_buffer}
         return dict.fromkeys(self.weight_names, "weight")
 
@@ -133,8 +137,13 @@ class Region:
 
     def _segment(self, plan: Plan) -> Segment:
         self.session.plans.append(plan)
-        session = self.session
-        return Segment(plan, session.device, self.weights, session.scales, session.counts, session.options.scaling)
+        session, bank = self.session, None
+        if session.options.base_bits and self.frozen_names & {port.name for port in plan.inputs}:
+            bank = Bank(session, self.weights, plan, self.frozen_names)
+            session.banks.add(bank)
+        return Segment(
+            plan, session.device, self.weights, session.scales, session.counts, session.options.scaling, bank
+        )
 
 
 def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:

@@ -11,18 +11,23 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from anew.compiler.bake import as_quantized
 from anew.compiler.custom_ops import MASKED
-from anew.device.base import Device
+from anew.device.base import Device, Operation
 from anew.device.transfer import load, store
 from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
 from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
 from anew.plan import MAXIMA, SCALES, InputPort, Plan
+
+if TYPE_CHECKING:
+    from anew.frontend.baking import Bank
 
 #: A value below minus this is a mask's "minus infinity", not a number to keep.
 MASK_MAGNITUDE = 1e30
@@ -39,13 +44,25 @@ class Statistics:
 
     Attributes:
         rescaled: region calls repeated after calibration. calibrations: runs spent on first calls.
+        stale: constants found to be no longer the weights they were made from, by layer and program.
         calls: calls of each compiled graph, by name. dispatches: runs of each program, by its plan's name.
     """
 
     rescaled: int = 0
     calibrations: int = 0
+    stale: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     dispatches: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program that a segment may run: the ports that it reads and, of baked weights, the exponents by operand."""
+
+    name: str
+    inputs: tuple[InputPort, ...]
+    operation: Operation
+    exponents: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,8 +81,10 @@ class WeightStore:
         self.device = device
         self._uploaded: ByTensor[dict[bool, UploadedWeight]] = ByTensor()
 
-    def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool) -> UploadedWeight:
+    def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool, eight_bits: bool = False) -> UploadedWeight:
         """Return the weight's buffer; converts it again when ``fresh`` or when it changed since.
+
+        With ``eight_bits`` it gets the numbers that the weight has where it is a constant of 8 bits.
 
         Raises AnewError with ``name`` when fp16 cannot hold the weight.
         """
@@ -74,6 +93,8 @@ class WeightStore:
         known = forms.get(scaled)
         if known is None or fresh or known.source != source:
             buffer = self.device.buffers.lease(tuple(weight.shape))
+            if eight_bits and math.isfinite(magnitude(weight)):
+                weight = as_quantized(weight, weight_exponent(magnitude(weight)))
             guess = known.exponent if known else 0  # a step seldom changes it, and the peak comes with the writing
             peak = store(buffer, weight, guess)
             exponent = weight_exponent(peak) if scaled and math.isfinite(peak) else 0
@@ -86,6 +107,10 @@ class WeightStore:
             known = forms[scaled] = UploadedWeight(source, buffer, exponent)
         return known
 
+    def forget(self, weight: Tensor) -> None:
+        """Give a weight's buffers back."""
+        self._uploaded.set(weight, {})
+
 
 def magnitude(x: Tensor) -> float:
     """The largest magnitude of a tensor; NaN or infinite when one of its elements is."""
@@ -96,7 +121,8 @@ def magnitude(x: Tensor) -> float:
 class Segment:
     """A plan, its program on a device, and a scale state for each region instance.
 
-    Call it with the graph's arguments; it returns the graph's results.
+    Call it with the graph's arguments; it returns the graph's results. With a ``bank``, instances whose frozen weights
+    are constants of programs of their own run those.
     """
 
     def __init__(
@@ -107,6 +133,7 @@ class Segment:
         scales: ScaleStore,
         statistics: Statistics,
         scaling: str = "operands",
+        bank: Bank | None = None,
     ) -> None:
         self.plan = plan
         self.key = program_key(plan)
@@ -116,21 +143,23 @@ class Segment:
         self.weights = weights
         self.statistics = statistics
         self.program = device.compile(plan.text, plan.weights)
-        self.operation = self.program.operation()
+        self.plain = Variant(plan.name, plan.inputs, self.program.operation())
+        self.bank = bank
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
         self.backward = any(port.kind == "cotangent" for port in plan.inputs)
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
         """Run the program on the graph's arguments."""
         state = self.state(args)
-        buffers, weights = self._upload(args)
+        variant = (self.bank and self.bank.find(args)) or self.plain
+        buffers, weights = self._upload(variant, args)
         peak = self._cotangent_peak(args)
         if not math.isfinite(peak):
             return self._nan_results(args)
-        state.fix(weights)
+        state.fix(weights | variant.exponents)
         for attempt in range(ATTEMPTS):
             cotangent = min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT) if self.scaling else 0
-            verdict, outputs, exponents = self._run(state, args, buffers, cotangent)
+            verdict, outputs, exponents = self._run(variant, state, args, buffers, cotangent)
             if verdict == "good":
                 self._count(state, attempt)
                 return self._download(args, outputs, exponents, cotangent)
@@ -146,16 +175,17 @@ class Segment:
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
         return self.scales.state(None if first is None else args[first], self.key, self.plan)
 
-    def _upload(self, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
+    def _upload(self, variant: Variant, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
         """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand."""
         buffers: dict[str, Tensor] = {}
         exponents: dict[int, int] = {}
-        for port in self.plan.inputs:
+        for port in variant.inputs:
             x = args[port.argument]
             if port.kind == "weight":
                 scaled = self.scaling and port.operand is not None
                 name = f"{self.plan.name}: weight '{port.name}'"
-                uploaded = self.weights.upload(name, x, scaled, fresh=not self.backward)
+                eight_bits = self.bank is not None and self.bank.eight_bits(port)
+                uploaded = self.weights.upload(name, x, scaled, not self.backward, eight_bits)
                 buffers[port.name] = uploaded.buffer
                 if port.operand is not None:
                     exponents[port.operand] = uploaded.exponent
@@ -187,7 +217,7 @@ class Segment:
         return math.nan if any(math.isnan(p) for p in peaks) else max(peaks, default=0.0)
 
     def _run(
-        self, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
+        self, variant: Variant, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
     ) -> tuple[str, dict[str, Tensor], list[int]]:
         """One dispatch; returns the verdict on it, its output buffers and the exponents it ran with."""
         lease = self.device.buffers.lease
@@ -199,10 +229,10 @@ class Segment:
             buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
             buffers[SCALES].copy_(torch.from_numpy(state.factors()))
         outputs = {port.name: lease(port.type.shape) for port in self.program.outputs}
-        self.statistics.dispatches[self.plan.name] += 1
-        self.operation.bind(buffers | outputs)
-        self.operation.execute()
-        self.operation.release_bindings()
+        self.statistics.dispatches[variant.name] += 1
+        variant.operation.bind(buffers | outputs)
+        variant.operation.execute()
+        variant.operation.release_bindings()
         exponents = [state.product_exponent(p) for p in self.plan.scales.products]
         if MAXIMA not in outputs or not self.scaling:
             return "good", outputs, exponents

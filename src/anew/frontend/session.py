@@ -21,6 +21,7 @@ from anew.frontend.segment import Statistics as Counts
 from anew.plan import Plan
 
 if TYPE_CHECKING:
+    from anew.frontend.baking import BakedUse, Bank
     from anew.frontend.loss.check import LossVerdict
     from anew.frontend.loss.region import LossRegion
 
@@ -44,6 +45,8 @@ class Statistics:
         host_operations: graph nodes that run on the host, by design or as a fallback, each with the rule that keeps it
             off the engine.
         loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
+        baked: with ``base_bits``, what became of the frozen weights of each program.
+        stale: constants found to be no longer the weights they were made from, by layer and program; they were dropped.
     """
 
     device: str
@@ -59,6 +62,8 @@ class Statistics:
     loss: LossVerdict | None = None
     why: str = ""
     seconds: float = 0.0
+    baked: tuple[BakedUse, ...] = ()
+    stale: int = 0
 
     def since(self, before: Statistics) -> Statistics:
         """What was done after ``before``; programs and regions stay those loaded in all."""
@@ -68,6 +73,7 @@ class Statistics:
             rescaled=self.rescaled - before.rescaled,
             calibrations=self.calibrations - before.calibrations,
             seconds=self.seconds - before.seconds,
+            stale=self.stale - before.stale,
         )
 
 
@@ -110,6 +116,7 @@ class Session:
         self.counts = Counts()
         self.scales = ScaleStore()
         self.plans: list[Plan] = []
+        self.banks: weakref.WeakSet[Bank] = weakref.WeakSet()
         self.regions = 0
         self.warned_of_budget = False
         self.host_operations: list[HostOperation] = []
@@ -150,7 +157,19 @@ class Session:
             host_operations=tuple(self.host_operations),
             why=self.device.why,
             seconds=self.device.statistics.seconds,
+            baked=self.baked(),
+            stale=self.counts.stale,
         )
+
+    def baked(self) -> tuple[BakedUse, ...]:
+        """What became of the frozen weights of each program, by its name."""
+        return tuple(sorted((bank.use() for bank in self.banks), key=lambda use: use.name))
+
+    def check_baked(self) -> None:
+        """Compare every baked weight with what it was made from; those that changed become inputs again."""
+        with self.lock:
+            for bank in list(self.banks):
+                bank.check()
 
 
 @functools.cache

@@ -97,6 +97,13 @@ class Builder:
             self._constants[key] = value
         return self._constants[key]
 
+    def slot(self, type: TensorType, hint: str) -> Value:
+        """Return a named constant whose payload is still to come, in ``value.const``; until then it is zeros."""
+        zeros = np.broadcast_to(np.zeros((), numpy_dtype(type.dtype)), type.shape)
+        value = Value(self.fresh(hint), type, zeros)
+        self._append(Op("const", {}, [value]))
+        return value
+
     def scalar(self, x: float) -> Value:
         """Return an fp16 scalar constant, rounded to the nearest fp16."""
         return self.constant(float(np.float16(x)), TensorType("fp16"))

@@ -7,7 +7,7 @@ constants in brackets instead, as compilers want it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,34 @@ def print_program(program: Program, weights_path: str = WEIGHTS_PATH) -> tuple[s
     ``weights_path`` is the path the text gives for the blob. Equal constants share one record of the blob. Raises
     MilError for a name that is no MIL identifier and for a constant that its type cannot hold.
     """
-    blob = _Printer(weights_path)
-    functions = [line for f in program.functions.values() for line in blob.function(f)]
-    info = ", ".join(f"{{{_quote(k)}, {_quote(v)}}}" for k, v in program.build_info.items())
-    lines = [f"program({program.version})", f"[buildInfo = dict<string, string>({{{info}}})]", "{", *functions, "}"]
-    return "\n".join(lines) + "\n", blob.writer.to_bytes()
+    printer = ProgramPrinter(weights_path)
+    for function in program.functions.values():
+        printer.add(function)
+    return printer.finish(program.version, program.build_info)
 
 
-class _Printer:
-    def __init__(self, weights_path: str) -> None:
+class ProgramPrinter:
+    """Prints a program function by function, so that no more than one needs to be in memory with its constants.
+
+    ``weights_path`` is the path the text gives for the blob, which the functions share.
+    """
+
+    def __init__(self, weights_path: str = WEIGHTS_PATH) -> None:
         self.writer = BlobWriter()
         self._path = _quote(weights_path)
+        self._lines: list[str] = []
 
-    def function(self, function: Function) -> list[str]:
+    def add(self, function: Function) -> None:
+        """Print a function as it is now."""
+        self._lines += self._function(function)
+
+    def finish(self, version: str, build_info: Mapping[str, str]) -> tuple[str, bytes]:
+        """The MIL text and the bytes of the weight blob."""
+        info = ", ".join(f"{{{_quote(k)}, {_quote(v)}}}" for k, v in build_info.items())
+        lines = [f"program({version})", f"[buildInfo = dict<string, string>({{{info}}})]", "{", *self._lines, "}"]
+        return "\n".join(lines) + "\n", self.writer.to_bytes()
+
+    def _function(self, function: Function) -> list[str]:
         inputs = ", ".join(f"{v.type} {_name(v)}" for v in function.inputs)
         head = f"    func {function.name}<{function.target}>({inputs}) {{"
         named = _named(function)

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 SCALES = "anew_scales"
 MAXIMA = "anew_maxima"
 
+#: Bits that frozen weights may have as constants of a program; 0: they are inputs like all others.
+BASE_BITS = (0, 8, 16)
+
 
 @dataclass(frozen=True)
 class InputPort:

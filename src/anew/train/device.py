@@ -72,7 +72,16 @@ def place(model: nn.Module, config: Where) -> nn.Module:
         numerics=config.numerics,
         recheck=config.recheck,
         worker=config.worker,
+        base_bits=getattr(config, "base_bits", 0),  # a setting of fine-tuning alone
     )
+
+
+def check_baked(model: nn.Module, config: Where) -> None:
+    """Find frozen weights that changed since they were compiled as constants; there are none on `cpu`."""
+    if config.device != "cpu":
+        import anew
+
+        anew.check_baked(model)
 
 
 def statistics(model: nn.Module, config: Where) -> Any:

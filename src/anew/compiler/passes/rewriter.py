@@ -10,10 +10,14 @@ from anew.mil import Builder, Function, Op, Value
 
 
 class Rewriter:
-    """Copies a function into a new builder; a pass overrides what it replaces through ``values``."""
+    """Copies a function into a new builder; a pass overrides what it replaces through ``values``.
 
-    def __init__(self, function: Function) -> None:
+    ``keep_names`` lets every copied value keep its name, as long as what a pass adds is named otherwise.
+    """
+
+    def __init__(self, function: Function, *, keep_names: bool = False) -> None:
         self.builder = Builder()
+        self.keep_names = keep_names
         self.values: dict[Value, Value] = {v: self.builder.input(v.name, v.shape) for v in function.inputs}
 
     def __getitem__(self, value: Value) -> Value:
@@ -23,13 +27,13 @@ class Rewriter:
     def copy(self, op: Op) -> Value:
         """Copy one operation, its operands replaced."""
         if op.kind == "const":
-            new = self.builder.constant(op.output.const, op.output.type)
+            new = self.builder.constant(op.output.const, op.output.type, op.output.name if self.keep_names else "")
         else:
             operands: dict[str, Any] = {
                 name: tuple(self[v] for v in operand) if isinstance(operand, tuple) else self[operand]
                 for name, operand in op.inputs.items()
             }
-            new = self.builder.op(op.kind, **operands)
+            new = self.builder.op(op.kind, op.output.name if self.keep_names else None, **operands)
         self.values[op.output] = new
         return new
 

@@ -10,7 +10,7 @@ from anew.device.base import Device, DeviceError, LoadedProgram, Operation, Port
 from anew.device.emulator.executor import Executable
 from anew.device.emulator.kernels import Arithmetic
 from anew.errors import UserError
-from anew.mil import Function, Weights, parse_program
+from anew.mil import Function, Program, Weights, parse_program
 
 NUMERICS = ("exact", "fast")
 
@@ -25,6 +25,7 @@ class EmulatedEngine(Device):
 
     numerics: str = "fast"
     name = "emulator"
+    takes_procedures = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,10 +33,22 @@ class EmulatedEngine(Device):
             raise UserError(f"unknown numerics '{self.numerics}'; known: {', '.join(NUMERICS)}")
 
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
+        return EmulatedProgram(self, self._parse(text, weights).function(function))
+
+    def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
+        functions = self._parse(text, weights).functions
+        if len(functions) > self.chip.procedures:
+            raise DeviceError(
+                "compile",
+                f"a program of {len(functions)} functions; {self.chip.name} takes {self.chip.procedures} procedures",
+            )
+        return {name: EmulatedProgram(self, function) for name, function in functions.items()}
+
+    def _parse(self, text: str, weights: Weights) -> Program:
         self._check(check_text(text, self.chip))
         program = parse_program(text, weights)
         self._check(check(program, self.chip))
-        return EmulatedProgram(self, program.function(function))
+        return program
 
     def _check(self, violations: list[Violation]) -> None:
         for violation in refused(violations):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anew.device.emulator.chains import Formula, merge
+from anew.device.emulator.constants import is_pointwise, streamed_constants
 from anew.device.emulator.fused import Deferred, defer_scale, scale
 from anew.device.emulator.kernels import Arithmetic, Product
 from anew.device.emulator.lookup import look_up
@@ -60,13 +61,15 @@ class _Fusion:
                 self.uses[value].append(op)
         self.producers = {v: op for op in self.ops for v in op.outputs}
         self.tabulation = Tabulation(self.ops, constants, self.outputs, lambda op, x: arithmetic.kernel(op)(*x))
+        self.streamed = streamed_constants(function)
         self.done = set(self.tabulation.chained)
 
     def steps(self) -> list[Step]:
         """Products first, as they take the most with them; then in the order of the program again."""
         found = [(self.ops.index(self.producers[value]), self._lookup(value)) for value in self.tabulation.tables]
+        found += [(self.ops.index(self.uses[v][0]), _streamed(v, make)) for v, make in self.streamed.items()]
         for wanted, make in (
-            (lambda op: op.kind == "matmul", self._product),
+            (is_product, self._product),
             (self._is_scale, self._operand),
             (lambda op: self._maximum_of(op) is not None, self._maximum),
             (lambda op: True, self._single),
@@ -90,7 +93,7 @@ class _Fusion:
         return Step(lambda *x: _as_tuple(kernel(*x)), operands, results, formula=formula)
 
     def _product(self, op: Op) -> Step:
-        """A matmul with the maximum of its result and, where nothing else reads the result, its inverse scale."""
+        """A product with the maximum of its result and, where nothing else reads the result, its inverse scale."""
         multiply = self.arithmetic.product(op)
         operands = [v.name for v in op.tensors()]
         self.done.add(op)
@@ -127,7 +130,7 @@ class _Fusion:
     def _defers(self, op: Op) -> bool:
         """Whether a scale can be left to the products, which alone read its result and take float32 sums."""
         readers = self.uses[op.output]
-        only_products = op.output not in self.outputs and all(use.kind == "matmul" for use in readers)
+        only_products = op.output not in self.outputs and all(is_product(use) for use in readers)
         return not self.arithmetic.exact and only_products
 
     def _maximum(self, op: Op) -> Step:
@@ -164,6 +167,16 @@ class _Fusion:
             return None
         before = self.producers.get(x)
         return before if before is not None and before.kind == "abs" else None
+
+
+def is_product(op: Op) -> bool:
+    """Whether an operation is a product of two matrices, or of several."""
+    return op.kind == "matmul" or is_pointwise(op)
+
+
+def _streamed(value: Value, make: Callable[[], Tensor]) -> Step:
+    """A constant that is brought into the kernels' form when it is read, and dropped after."""
+    return Step(lambda: (make(),), (), (value.name,))
 
 
 def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -63,14 +63,16 @@ class Arithmetic:
         return meaning if definition.family == "move" else partial(_rounded, meaning)
 
     def product(self, op: Op) -> Product:
-        """Return a function of a matmul's operands, which are on the fp16 grid.
+        """Return a function of the operands of a matmul or 1x1 convolution, which are on the fp16 grid.
 
         Further arguments are what the sums are multiplied with before they are rounded, what after it, if anything, and
         an fp16 tensor to write the product to, if any. It returns the product and its largest magnitude before the
         latter factor.
         """
-        parameters = _parameters(op)
         multiply = self._finished_sums if self.exact else matmul_finished
+        if op.kind == "conv":
+            return partial(_pointwise, multiply, op.output.shape)
+        parameters = _parameters(op)
         return lambda x, y, *factors: multiply(*matmul_operands(x, y, **parameters), *factors)
 
     def narrow_inputs(self, function: Function) -> set[str]:
@@ -168,6 +170,21 @@ class Arithmetic:
         if not inside or self.slice_limit == math.inf:
             return part
         return part.masked_fill(part > self.slice_limit, math.inf).masked_fill(part < -self.slice_limit, -math.inf)
+
+
+def _pointwise(
+    multiply: Product,
+    shape: tuple[int, ...],
+    x: Tensor,
+    weight: Tensor,
+    carried: float,
+    factor: float | None,
+    into: Tensor | None,
+) -> tuple[Tensor, float]:
+    """A 1x1 convolution as a product."""
+    product, largest = multiply(weight.flatten(1), x.flatten(2), carried, factor, None)
+    product = product.view(shape)
+    return (product if into is None else into.copy_(product)), largest
 
 
 def _parameters(op: Op) -> dict[str, Any]:
