@@ -68,6 +68,7 @@ class _Fusion:
         """Products first, as they take the most with them; then in the order of the program again."""
         found = [(self.ops.index(self.producers[value]), self._lookup(value)) for value in self.tabulation.tables]
         found += [(self.ops.index(self.uses[v][0]), _streamed(v, make)) for v, make in self.streamed.items()]
+        found += [(self.ops.index(rows[0]), self._rows(value, rows)) for value, rows in self._tables_of_numbers()]
         for wanted, make in (
             (is_product, self._product),
             (self._is_scale, self._operand),
@@ -84,6 +85,23 @@ class _Fusion:
         argument, table = self.tabulation.tables[value]
         formula = Formula("table", value.shape, table)
         return Step(lambda x: (look_up(x, table),), (argument.name,), (value.name,), formula=formula)
+
+    def _tables_of_numbers(self) -> list[tuple[Value, list[Op]]]:
+        """The columns of numbers, such as scales, that are taken apart row by row, and what takes them apart."""
+        found = []
+        for value, uses in self.uses.items():
+            rows = [op for op in uses if op.kind == "slice_by_size" and op.output.shape == (1, 1)]
+            if len(rows) > 1 and value.shape[1:] == (1,):
+                found.append((value, rows))
+        return found
+
+    def _rows(self, column: Value, rows: list[Op]) -> Step:
+        """All rows at once: each by itself would cost as much as a small product."""
+        self.done.update(rows)
+        begins = [op.inputs["begin"] for op in rows]
+        places = [begin.const[0] for begin in begins if isinstance(begin, Value)]
+        names = tuple(op.output.name for op in rows)
+        return Step(partial(_taken_apart, places), (column.name,), names)
 
     def _single(self, op: Op) -> Step:
         kernel = self.arithmetic.kernel(op)
@@ -177,6 +195,11 @@ def is_product(op: Op) -> bool:
 def _streamed(value: Value, make: Callable[[], Tensor]) -> Step:
     """A constant that is brought into the kernels' form when it is read, and dropped after."""
     return Step(lambda: (make(),), (), (value.name,))
+
+
+def _taken_apart(places: list[int], column: Tensor) -> tuple[Tensor, ...]:
+    rows = column.split(1)
+    return tuple(rows[i] for i in places)
 
 
 def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

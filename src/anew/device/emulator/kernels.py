@@ -10,6 +10,7 @@ No operation gives NaN: where IEEE would, the result is zero.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -205,6 +206,8 @@ def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
     tensors = [p.name for p in definition.params if p.is_tensor]
     given = [name for name in tensors if name in op.inputs]
     absent = dict.fromkeys(name for name in tensors if name not in op.inputs)
+    if list(inspect.signature(definition.meaning).parameters)[: len(given)] == given:
+        return partial(definition.meaning, **absent, **parameters)
     return lambda *values: definition.meaning(**dict(zip(given, values, strict=True)), **absent, **parameters)
 
 
