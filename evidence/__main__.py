@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "kills",
     "soak",
     "runtimes",
+    "faults",
     "memory",
     "live_view",
     "demo",

@@ -1,4 +1,4 @@
-"""The routes to the engine on their fakes: losses, growth, faults, what a call costs, and what the worker adds.
+"""The routes to the engine on their fakes: losses, growth, what a call costs, and what the worker adds.
 
 No engine takes part. Behind the fake the emulated engine computes, so equal losses show that text, weights and buffers
 arrive whole; the overhead is measured on a fake that does nothing, beside a bare call of its own.
@@ -10,8 +10,6 @@ import gc
 import statistics
 import tempfile
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +20,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from anew.chips import load_chip
-from anew.device.ane import models
 from anew.device.base import Device
 from anew.device.emulator.engine import EmulatedEngine
-from anew.device.framework import FrameworkWarning
 from anew.device.worker.client import WorkerDevice
 from anew.frontend.model import compile_in
 from anew.frontend.options import Options
@@ -145,14 +141,6 @@ def watched(bench: Bench, fake: Any) -> list[tuple[int, float]]:
     return samples
 
 
-def outcomes(bench: Bench) -> dict[str, Any]:
-    """What became of a run whose call of each number failed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FrameworkWarning)
-        found: Counter[str] = faults.outcomes(bench.make, bench.subject)
-    return {"positions": found.total(), "outcomes": dict(sorted(found.items()))}
-
-
 def microseconds(call: Callable[[], Any], times: int = 2000) -> float:
     """Of one call."""
     start = time.perf_counter()
@@ -215,13 +203,12 @@ def worker_cost() -> dict[str, float]:
 def route(bench: Bench) -> dict[str, Any]:
     """All figures of one route."""
     costs = {f"overhead_{ports}_ports": overhead(bench, ports) for ports in PORTS}
-    return losses(bench) | growth(bench) | {"faults": outcomes(bench)} | costs
+    return losses(bench) | growth(bench) | costs
 
 
 def main() -> None:
     """Measure and write the record."""
     torch.set_num_threads(1)
-    models.PATIENCE = 0.0  # a load that fails is tried again after a while, and here none comes free
     with tempfile.TemporaryDirectory() as folder:
         figures = {
             "e5rt": route(e5rt_bench(Path(folder))),

@@ -7,3 +7,21 @@ class AnewError(Exception):
 
 class UserError(AnewError):
     """Bad input: a file, a flag, an option, a configuration."""
+
+
+#: How PyTorch says that memory ran out (c10/core/impl/alloc_cpu.cpp); it has no type of its own on the processor.
+_NO_MEMORY = "can't allocate memory"
+
+
+def reason_of(error: BaseException | None) -> AnewError | None:
+    """The error of anew's that another one is or wraps, as Dynamo wraps what a backend raises; None where it is none.
+
+    Memory that ran out counts as one.
+    """
+    while error is not None:
+        if isinstance(error, AnewError):
+            return error
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error)):
+            return AnewError("memory ran out: use smaller batches or shorter rows, or close other programs")
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return None

@@ -1,7 +1,6 @@
 """The doctor's questions: the emulated engine answers as expected; one that is off shows where, and only there."""
 
 import json
-from dataclasses import dataclass
 
 import pytest
 
@@ -9,89 +8,12 @@ import anew
 from anew.chips import load_chip, switches_from_report
 from anew.cli.main import main
 from anew.device.base import DeviceError
-from anew.device.emulator.engine import EmulatedEngine, EmulatedOperation, EmulatedProgram
+from anew.device.emulator.engine import EmulatedEngine
 from anew.doctor.examine import PROBES, examine
 from anew.doctor.programs import budget, reload
 from anew.doctor.timing import timing
 from anew.errors import UserError
-
-
-class OddOperation(EmulatedOperation):
-    def _execute(self):
-        given = dict(self.bindings)
-        self.bindings = self.program.engine.before(self.program, dict(given))
-        super()._execute()
-        self.bindings = given
-        self.program.engine.after(self.program, given)
-
-
-class OddProgram(EmulatedProgram):
-    def __init__(self, engine, entry):
-        super().__init__(engine, entry)
-        self.engine, self.kinds = engine, {op.kind for op in entry.ops}
-
-    def operation(self):
-        return OddOperation(self)
-
-
-@dataclass
-class OddEngine(EmulatedEngine):
-    """An engine of which a test spoils one thing."""
-
-    numerics: str = "exact"
-
-    def before(self, program, bindings):
-        return bindings
-
-    def after(self, program, bindings):
-        pass
-
-    def _compile(self, text, weights, function):
-        return OddProgram(self, super()._compile(text, weights, function).entry)
-
-
-class InTextOrder(OddEngine):
-    """Takes the buffers by the order of the names and the ports by the order of the text."""
-
-    def before(self, program, bindings):
-        named = [port.name for port in program.inputs]
-        if len({tuple(bindings[name].shape) for name in named}) > 1:
-            return bindings
-        return bindings | dict(zip(named, [bindings[name] for name in sorted(named)], strict=True))
-
-
-class Packed(OddEngine):
-    """Writes results without padding between rows."""
-
-    def after(self, program, bindings):
-        for port in program.outputs:
-            found = bindings[port.name]
-            if not found.is_contiguous():
-                memory = found.contiguous().flatten()
-                found.zero_()
-                found.as_strided((memory.numel(),), (1,)).copy_(memory)
-
-
-class OneOff(OddEngine):
-    """One operation errs."""
-
-    def __init__(self, kind, factor):
-        super().__init__(load_chip("m4"))
-        self.kind, self.factor = kind, factor
-
-    def after(self, program, bindings):
-        if program.kinds - {"const"} == {self.kind}:
-            for port in program.outputs:
-                bindings[port.name].mul_(self.factor)
-
-
-class Forgetful(OddEngine):
-    """Knows a program by its text alone, as a cache might."""
-
-    def _compile(self, text, weights, function):
-        first = self.__dict__.setdefault("first", {}).setdefault(text, weights)
-        return super()._compile(text, first, function)
-
+from tests.deviants import Forgetful, InTextOrder, OneOff, Packed
 
 #: Without the measurements, which differ from nothing and take time.
 QUESTIONS = tuple(probe for probe in PROBES if probe is not timing)

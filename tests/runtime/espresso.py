@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from anew.chips import Chip
-from anew.device.base import DeviceError, Port
+from anew.device.base import DeviceError, LoadedProgram, Port
 from anew.device.buffers import BufferPool
-from anew.device.emulator.engine import EmulatedEngine, EmulatedProgram
+from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import MilError, parse_program
 
 SOURCE = Path(__file__).with_name("fake_e5rt.c")
@@ -82,7 +82,7 @@ class FakeEspresso:
         ]
         self.library.fake_alive.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         self.engine = EmulatedEngine(self.chip, numerics=self.numerics)
-        self.programs: dict[tuple[int, str], EmulatedProgram] = {}
+        self.programs: dict[tuple[int, str], LoadedProgram] = {}
         self.layout = BufferPool(1 if self.switches.get("packed") else 64)
         self._callbacks = ON_COMPILE(self._compile), ON_EXECUTE(self._execute)
         self.library.fake_reset(*self._callbacks)
@@ -121,7 +121,7 @@ class FakeEspresso:
             for name in parse_program(text, weights).functions:
                 program = self.engine.compile(text, weights, name)
                 self.engine.statistics.programs = 0  # budgets are the fake's own
-                self.programs[library, name] = program  # type: ignore[assignment]
+                self.programs[library, name] = program
                 self._declare(library, name, program.inputs, program.outputs)
         except (DeviceError, MilError, OSError) as error:
             return self._refuse(error, REFUSED)
@@ -138,7 +138,9 @@ class FakeEspresso:
         program = self.programs[library, function.decode()]
         try:
             bindings = {names[i].decode(): pointers[i] for i in range(count)}
-            program.executable.run({name: self._tensor(program.ports[name], at) for name, at in bindings.items()})
+            operation = program.operation()
+            operation.bindings.update({name: self._tensor(program.ports[name], at) for name, at in bindings.items()})
+            operation.execute()
         except Exception as error:
             return self._refuse(error, EXECUTION_FAILED)
         return 0

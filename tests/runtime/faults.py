@@ -1,7 +1,8 @@
-"""Every call of a run fails once, at every position in turn, on the fake of a framework: what becomes of the run.
+"""What becomes of a run when something fails, at every position in turn, on the fake of a framework.
 
-The run opens the route, compiles a program, runs it over two sets of buffers and takes all down. After a failure it is
-done again on the same route: it must give the same numbers.
+The run opens the route, compiles a program, runs it over two sets of buffers and takes all down. Each call fails once;
+the memory of the process runs out at each lease; the 120th compile is refused. After a failure the run is done again on
+the same route: it must give the same numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from anew.device.ane.engine import AneEngine
 from anew.device.base import Device, DeviceError, Operation
+from anew.device.buffers import BufferPool
 from anew.device.e5rt.engine import E5rtEngine
 from anew.device.e5rt.functions import Espresso
 from anew.device.framework import FrameworkError, FrameworkWarning
@@ -25,6 +28,8 @@ from anew.device.objc import Runtime
 from anew.mil import Builder, print_program
 
 CODE = 77
+#: The compiles that a process gets out of the leaking wrapper (maderix/ANE).
+COMPILES = 119
 SHAPE = (2, 3, 40)
 
 
@@ -121,3 +126,59 @@ def _outcome(subject: Subject, fake: Any, name: str, wanted: list[Tensor]) -> st
         return f"raised_{error.stage}"
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), f"{name} failed unseen"
     return "went_on"
+
+
+def memory_outcomes(make_fake: Callable[[], Any], subject: Subject = E5RT) -> Counter[str]:
+    """The same for each lease of a buffer, at which the process has no memory left."""
+    leases, wanted = _with_memory_for(None, make_fake(), subject)
+    assert isinstance(wanted, list)
+    found: Counter[str] = Counter()
+    for position in range(leases):
+        fake = make_fake()
+        _, raised = _with_memory_for(position, fake, subject)
+        assert isinstance(raised, MemoryError)
+        assert all(torch.equal(a, b) for a, b in zip(whole_run(subject, fake), wanted, strict=True))
+        del raised  # its traceback holds what was leased
+        gc.collect()
+        assert (fake.violations, fake.alive) == ([], {}), position
+        found["raised_memory"] += 1
+    return found
+
+
+def _with_memory_for(leases: int | None, fake: Any, subject: Subject) -> tuple[int, list[Tensor] | MemoryError]:
+    """Run with memory for so many leases, or for all: the leases asked for, and the results or what was raised."""
+    asked, lease = 0, BufferPool.lease
+
+    def limited(pool: BufferPool, *arguments: Any) -> Tensor:
+        nonlocal asked
+        asked += 1
+        if leases is not None and asked > leases:
+            raise MemoryError
+        return lease(pool, *arguments)
+
+    with patch.object(BufferPool, "lease", limited):
+        try:
+            results = whole_run(subject, fake)
+        except MemoryError as error:
+            return asked, error
+        return asked, results
+
+
+def compile_outcome(fake: Any, subject: Subject = E5RT) -> str:
+    """What becomes of compile number 120 on a fake that allows 119, and that what was loaded before still runs."""
+    device, b = subject.open(fake), Builder()
+    y, x = b.input("y", SHAPE), b.input("x", SHAPE)
+    text, weights = print_program(b.program([b.op("sub", "z", x=x, y=y)]))
+    kept = device.compile(text, weights)
+    for _ in range(COMPILES - 2):  # the first showed the row stride
+        device.compile(text, weights).release()
+    try:
+        device.compile(text, weights)
+    except DeviceError as error:
+        outcome = f"raised_{error.stage}"
+    else:
+        outcome = "went_on_without_it"
+    operation = kept.operation()
+    assert _run(operation, 1.0).unique().tolist() == [1.0]
+    kept.release()
+    return outcome

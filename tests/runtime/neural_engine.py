@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from anew.chips import Chip
-from anew.device.base import DeviceError, Port
+from anew.device.base import DeviceError, LoadedProgram, Port
 from anew.device.buffers import BufferPool
-from anew.device.emulator.engine import EmulatedEngine, EmulatedProgram
+from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import MilError, parse_program
 
 SOURCES = sorted(Path(__file__).with_name("objc").glob("*.c"))
@@ -88,7 +88,7 @@ class FakeNeuralEngine:
         ]
         self.library.fake_alive.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         self.engine = EmulatedEngine(self.chip, numerics=self.numerics)
-        self.programs: dict[tuple[int, str], EmulatedProgram] = {}
+        self.programs: dict[tuple[int, str], LoadedProgram] = {}
         self.layout = BufferPool(1 if self.switches.get("packed") else 64)
         self._callbacks = ON_COMPILE(self._compile), ON_EVALUATE(self._evaluate)
         self.library.fake_reset(*self._callbacks)
@@ -132,7 +132,7 @@ class FakeNeuralEngine:
             for name in parse_program(text, weights).functions:
                 program = self.engine.compile(text, weights, name)
                 self.engine.statistics.programs = 0  # budgets are the fake's own
-                self.programs[model, name] = program  # type: ignore[assignment]
+                self.programs[model, name] = program
                 for kind, ports in enumerate((program.inputs, program.outputs)):
                     for port in ports:
                         self._declare(model, name, port, kind)
@@ -159,7 +159,9 @@ class FakeNeuralEngine:
         program = self.programs[model, function.decode()]
         try:
             bindings = {names[i].decode(): memory[i] for i in range(count)}
-            program.executable.run({name: self._tensor(program.ports[name], at) for name, at in bindings.items()})
+            operation = program.operation()
+            operation.bindings.update({name: self._tensor(program.ports[name], at) for name, at in bindings.items()})
+            operation.execute()
         except Exception as error:
             return self._refuse(error, EXECUTION_FAILED)
         return 0

@@ -5,7 +5,7 @@ import torch
 
 from anew.device.framework import FrameworkError
 from anew.mil import Builder, print_program
-from tests.runtime.faults import ANE, SHAPE, outcomes
+from tests.runtime.faults import ANE, COMPILES, E5RT, SHAPE, compile_outcome, memory_outcomes, outcomes
 
 
 def test_every_call_fails_once(make_fake):
@@ -33,6 +33,16 @@ def test_every_message_fails_once(make_classes, monkeypatch, client_refuses):
     raised = {f"raised_{stage}" for stage in ("compile", "load", "bind", "execute")}
     assert raised <= found.keys() <= raised | {"went_on_with_a_warning", "went_on_without_it"}
     assert found.total() > 100
+
+
+@pytest.mark.parametrize(("maker", "subject"), [("make_fake", E5RT), ("make_classes", ANE)])
+def test_the_memory_of_the_process_runs_out_at_each_lease(request, maker, subject):
+    assert memory_outcomes(request.getfixturevalue(maker), subject) == {"raised_memory": 6}
+
+
+def test_the_120th_compile_is_refused_and_what_was_loaded_still_runs(make_fake):
+    assert compile_outcome(make_fake(compiles=COMPILES)) == "raised_compile"
+    assert compile_outcome(make_fake()) == "went_on_without_it"
 
 
 def test_a_run_that_failed_may_be_repeated(fake, open_engine):

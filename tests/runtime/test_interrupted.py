@@ -5,9 +5,12 @@ import json
 import pytest
 
 from anew.cli.main import main
+from anew.train.resume import Saver
 from tests.unit.test_cli_device import MODEL
 
 STEPS = 6
+#: Of a resumed run before memory runs out: they reach beyond its first step.
+LEASES = 60
 RUN = "execution_stream_execute_sync"
 
 
@@ -32,17 +35,51 @@ def losses(folder):
     return [json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_failed_run_goes_on_from_its_checkpoint(make_fake, open_engine, train, tmp_path, capsys):
-    clean = make_fake()
-    assert train(open_engine(clean), tmp_path / "whole") == 0
-    names = clean.calls
-    position = next(i for i, name in enumerate(names, 1) if name == RUN and i > 0.7 * len(names))
+def test_a_run_that_fails_again_and_again_goes_on_from_its_checkpoint(
+    make_fake, open_engine, train, tmp_path, capsys, monkeypatch
+):
+    """A call fails, then the compile budget of the process is spent, then memory runs out; then all is well."""
+
+    def sentence():
+        said = capsys.readouterr().err.splitlines()
+        return said[-1]
+
+    clean, saves, save = make_fake(), [], Saver.save
+    with monkeypatch.context() as watched:
+        watched.setattr(Saver, "save", lambda *a: (save(*a), saves.append(clean.library.fake_calls_made())))
+        assert train(open_engine(clean), tmp_path / "whole") == 0
+    failed = tmp_path / "failed"
+    position = next(i for i, name in enumerate(clean.calls, 1) if name == RUN and i > saves[0])
+
     fake = make_fake()
     engine = open_engine(fake)
     fake.fail_at(position)
-    capsys.readouterr()
-    assert train(engine, tmp_path / "failed") == 1
-    said = capsys.readouterr().err.splitlines()
-    assert f"anew: error: execute: e5rt_{RUN} failed with e5rt code 77" in said[-1]
-    assert train(engine, tmp_path / "failed", resume=True) == 0
-    assert losses(tmp_path / "failed") == losses(tmp_path / "whole")
+    assert train(engine, failed) == 1
+    said = sentence()
+    assert "anew: error: training stopped in step " in said
+    assert f"execute: e5rt_{RUN} failed with e5rt code 77" in said
+    assert f"the last good checkpoint is {failed}/checkpoint-2" in said
+
+    fake = make_fake(compiles=2)  # one of them shows the row stride
+    assert train(open_engine(fake), failed, resume=True) == 1
+    said = sentence()
+    assert "compile: e5rt_e5_compiler_compile failed with e5rt code 11" in said
+    assert "the compile budget of the process is spent" in said
+    assert f"the last good checkpoint is {failed}/checkpoint-2" in said
+
+    fake = make_fake()
+    engine = open_engine(fake)
+    lease, left = engine.buffers.lease, iter(range(LEASES))
+    monkeypatch.setattr(engine.buffers, "lease", lambda *a: lease(*a) if next(left, None) is not None else no_memory())
+    assert train(engine, failed, resume=True) == 1
+    said = sentence()
+    assert "memory ran out: use smaller batches or shorter rows" in said
+    assert f"the last good checkpoint is {failed}/checkpoint-" in said
+
+    fake = make_fake()
+    assert train(open_engine(fake), failed, resume=True) == 0
+    assert losses(failed) == losses(tmp_path / "whole")
+
+
+def no_memory():
+    raise MemoryError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from anew.cli import convert, doctor, evaluate, finetune, fuse, generate, report, tokenize, train
-from anew.errors import AnewError
+from anew.errors import reason_of
 
 VERBS = (finetune, train, report, generate, evaluate, fuse, convert, tokenize, doctor)
 FAILED = 1
@@ -54,15 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except AnewError as error:
-        return _fail(f"error: {error}")
     except BrokenPipeError:
         return _reader_left()
     except Exception as error:
-        inner = _anew_error_inside(error)
-        if inner is not None:
-            return _fail(f"error: {inner}")
-        return _fail(f"error: unexpected {_in_one_line(error)}; {_keep_traceback(arguments)}")
+        known = reason_of(error)
+        return _fail(f"error: {known or f'unexpected {_in_one_line(error)}; {_keep_traceback(arguments)}'}")
 
 
 def _fail(sentence: str, code: int = FAILED) -> int:
@@ -76,15 +72,6 @@ def _reader_left() -> int:
     """Let what is still buffered go nowhere, so that Python has nothing to complain of when it flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return READER_LEFT
-
-
-def _anew_error_inside(error: BaseException | None) -> AnewError | None:
-    """Return the error of anew's that another one wraps, as Dynamo wraps what a backend raises."""
-    while error is not None:
-        if isinstance(error, AnewError):
-            return error
-        error = getattr(error, "inner_exception", None) or error.__cause__
-    return None
 
 
 def _in_one_line(error: Exception) -> str:

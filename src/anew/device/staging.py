@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import itertools
 import os
 import shutil
@@ -42,19 +43,24 @@ def owned_folder(folder: Path) -> Iterator[Path]:
 
 def _remove_mark(mark: Path) -> None:
     mark.unlink(missing_ok=True)
-    if not any(mark.parent.glob(f".{PREFIX}*")):
+    if not _found(mark.parent, f".{PREFIX}*"):
         shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 @functools.cache
 def clean_up_once(parent: Path) -> None:
     """Delete the folders of processes that are gone: they crashed or were killed."""
-    for folder in parent.glob(f"{PREFIX}*-*"):
+    for folder in _found(parent, f"{PREFIX}*-*"):
         if _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)  # another user's stays
-    for mark in parent.glob(f"*/.{PREFIX}*-*"):
+    for mark in _found(parent, f"*/.{PREFIX}*-*"):
         if _is_left(mark):
             _remove_mark(mark)
+
+
+def _found(parent: Path, pattern: str) -> list[Path]:
+    # The glob module passes over folders that vanish meanwhile; pathlib's raises.
+    return [parent / name for name in glob.iglob(pattern, root_dir=parent)]
 
 
 def _is_left(path: Path) -> bool:

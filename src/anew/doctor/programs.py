@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anew.device.base import Device, DeviceError, LoadedProgram
+from anew.device.base import Device, DeviceError, LoadedProgram, Operation
 from anew.doctor.finding import Experiment, Finding, compared
 from anew.mil import Builder
 
@@ -47,17 +47,27 @@ def instances(device: Device) -> Iterator[Finding]:
 
 
 def budget(device: Device) -> Iterator[Finding]:
-    """How many programs load at once, one beyond the chip's number; the last probe, since it may use up the process."""
-    experiment, most = _scaled_by(2.0), device.chip.loaded_programs
-    loaded: list[LoadedProgram] = []
+    """How many programs load at once, one beyond what the chip allows; the last probe: it may use up the process."""
+    experiment, most = _scaled_by(2.0), _most(device)
+    programs: list[LoadedProgram] = []
+    operations: list[Operation] = []  # some routes load a program with its first operation
     reason = ""
     try:
-        while len(loaded) <= most:
-            loaded.append(device.compile(experiment.text, experiment.weights))
+        while len(operations) <= most:
+            programs.append(device.compile(experiment.text, experiment.weights))
+            operations.append(programs[-1].operation())
     except DeviceError as refused:
         reason = str(refused)
-    count = len(loaded)
-    for program in loaded:
+    count = len(operations)
+    for program in programs:
         program.release()
     raw = {"loaded": count, "compiles": device.statistics.compiles, "reason": reason}
     yield Finding("programs/budget", f"{most} load", f"{count} load", "agrees" if count == most else "differs", raw)
+
+
+def _most(device: Device) -> int:
+    """The programs that may be loaded at once; where compiles are counted, no more than are left of them."""
+    chip = device.chip
+    if chip.switches["compile_budget"].value != "wrapper":
+        return chip.loaded_programs
+    return min(chip.loaded_programs, chip.compiles - device.statistics.compiles)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from anew.energy import Energy, measure
-from anew.errors import AnewError
+from anew.errors import AnewError, reason_of
 from anew.train.device import Where, statistics
 from anew.train.display import Display
 from anew.train.memory import peak_memory
@@ -134,7 +134,7 @@ class Loop(ABC):
         """Train to the last step, or until `stop` says so; validate before the first step and after the last.
 
         It goes on from where the history ends. Raises AnewError that names the step and the last good checkpoint if
-        loss or gradient becomes non-finite, or the loss explodes.
+        loss or gradient becomes non-finite, the loss explodes, the device fails or memory runs out.
         """
         self.model.train()
         if not self.history.records:
@@ -147,8 +147,11 @@ class Loop(ABC):
             try:
                 self._step(step)
                 self._check_loss()
-            except AnewError as error:
-                raise AnewError(f"training stopped in step {step + 1}: {error}; {self._last_good()}") from error
+            except Exception as error:
+                reason = reason_of(error)
+                if reason is None:
+                    raise
+                raise AnewError(f"training stopped in step {step + 1}: {reason}; {self._last_good()}") from error
             done = step + 1
             due = done == self.config.steps or (self.config.save_every and done % self.config.save_every == 0)
             if due and not self._too_large(self.history.records[-1]):

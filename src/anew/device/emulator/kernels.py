@@ -206,9 +206,13 @@ def _positional(op: Op, parameters: dict[str, Any]) -> Kernel:
     tensors = [p.name for p in definition.params if p.is_tensor]
     given = [name for name in tensors if name in op.inputs]
     absent = dict.fromkeys(name for name in tensors if name not in op.inputs)
-    if list(inspect.signature(definition.meaning).parameters)[: len(given)] == given:
+    if not inspect.isbuiltin(definition.meaning) and _leading(definition.meaning, len(given)) == given:
         return partial(definition.meaning, **absent, **parameters)
     return lambda *values: definition.meaning(**dict(zip(given, values, strict=True)), **absent, **parameters)
+
+
+def _leading(meaning: Kernel, count: int) -> list[str]:
+    return list(inspect.signature(meaning).parameters)[:count]
 
 
 def _rounded(meaning: Kernel, *operands: Tensor) -> Tensor:
