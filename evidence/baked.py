@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -17,9 +18,12 @@ from torch import nn
 
 import anew
 from anew.chips import load_chip
+from anew.compiler.bake import as_quantized
 from anew.finetune.adapt import adapt
 from anew.finetune.loop import Finetuning, evaluate
 from anew.frontend.explain import Explanation, explain
+from anew.frontend.scales import weight_exponent
+from anew.frontend.segment import magnitude
 from anew.generation.prompt import Prompt, encode
 from anew.generation.stream import Sampling, answer
 from anew.models import load
@@ -30,6 +34,8 @@ from anew.train.memory import peak_memory
 from evidence import finetune, record
 
 STEPS = 20
+#: Steps of a report, as many as the demo's.
+REPORT = 10
 FORMS = {"inputs": 0, "constants_of_16_bits": 16, "constants_of_8_bits": 8}
 FP16_BYTES = 2
 
@@ -114,13 +120,42 @@ def _apart(call: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def plain_losses(steps: int, bits: int) -> list[float]:
+    """The same steps in PyTorch and peft alone; with 8 bits, over the numbers that constants of 8 bits stand for."""
+    step, model = finetune.plain_run(steps)
+    if bits == 8:
+        for name, p in model.named_parameters():
+            if name.endswith("base_layer.weight"):
+                p.data.copy_(as_quantized(p, weight_exponent(magnitude(p))))
+    return [*map(step, range(steps))]
+
+
+def _reports(losses: list[float]) -> list[float]:
+    """The losses that `anew finetune` reports: means over so many steps."""
+    return [statistics.fmean(losses[at : at + REPORT]) for at in range(0, len(losses), REPORT)]
+
+
 def main(steps: int = STEPS) -> None:
     """Run every form, compare the losses, write the record and the table of docs/baked.md."""
     forms = {name: _apart(f"form({bits}, {steps})") for name, bits in FORMS.items()}
     wanted = forms["inputs"]["losses"]
     for found in forms.values():
         found["deviation"] = finetune.deviation(found["losses"], wanted)
-    record.write("baked", {"steps": steps, "programs_of_m4": load_chip("m4").loaded_programs, "forms": forms})
+        found["deviation_of_reports"] = finetune.deviation(_reports(found["losses"]), _reports(wanted))
+    plain, rounded = (_apart(f"plain_losses({steps}, {bits})") for bits in (32, 8))
+    figures = {
+        "steps": steps,
+        "report": REPORT,
+        "programs_of_m4": load_chip("m4").loaded_programs,
+        "forms": forms,
+        "plain": {
+            "deviation": finetune.deviation(rounded, plain),
+            "deviation_of_reports": finetune.deviation(_reports(rounded), _reports(plain)),
+            "losses": plain,
+            "losses_of_8_bits": rounded,
+        },
+    }
+    record.write("baked", figures)
     record.write_table("baked.md", "forms", [_row(name, found) for name, found in forms.items()])
 
 
@@ -131,6 +166,7 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
     return [
         name.replace("_", " "),
         quote(f"{found['deviation']:.2%}", "deviation"),
+        quote(f"{found['deviation_of_reports']:.2%}", "deviation_of_reports"),
         quote(f"{found['last_loss']:.4f}", "last_loss"),
         quote(f"{found['programs']}", "programs"),
         quote(f"{found['constant_megabytes']:.0f}", "constant_megabytes"),

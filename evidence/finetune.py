@@ -85,7 +85,12 @@ def losses(numerics: str, steps: int) -> list[float]:
 
 
 def plain_step(steps: int) -> Callable[[int], float]:
-    """A step of the same run in PyTorch and peft alone: model, adapters, loss and optimizer are written out here."""
+    """A step of the same run in PyTorch and peft alone."""
+    return plain_run(steps)[0]
+
+
+def plain_run(steps: int) -> tuple[Callable[[int], float], torch.nn.Module]:
+    """That step and its model: model, adapters, loss and optimizer are written out here."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -111,7 +116,7 @@ def plain_step(steps: int) -> Callable[[int], float]:
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return step
+    return step, model
 
 
 def anew_step(steps: int) -> Callable[[int], float]:

@@ -11,10 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import anew
 from anew.compiler.bake import quantize
 from anew.errors import UserError
-from anew.frontend.baking import WHOLE_EVERY, StaleWarning
 from anew.frontend.model import session_of
 from anew.frontend.options import Options
 from anew.frontend.scales import weight_exponent
+from anew.frontend.staleness import LOOKS, StaleWarning
 from tests.emulator.training import TOKENS, compiled, gradients, reference
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -204,7 +204,7 @@ def test_a_write_to_one_element_is_found_without_being_asked(llama):
     logits(net), logits(net)
     write_one(net)
     with pytest.warns(StaleWarning):
-        [logits(net) for _ in range(WHOLE_EVERY)]
+        [logits(net) for _ in range(LOOKS)]
 
 
 def test_programs_of_old_constants_are_released(llama):

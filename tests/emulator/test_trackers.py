@@ -1,6 +1,8 @@
-"""`--report-to` of `anew train` and `anew finetune`: what TensorBoard reads is what metrics.jsonl has."""
+"""`--report-to` of `anew train` and `anew finetune`: what the services read is what metrics.jsonl has."""
 
 import json
+import sqlite3
+import struct
 
 import pytest
 
@@ -60,6 +62,49 @@ def test_finetune_reports_to_tensorboard(llama, tmp_path, monkeypatch):
     flags = "--iters 4 --batch-size 2 --num-layers 2 --steps-per-eval 2 --report-to tensorboard --project-name trees"
     assert main([*words.split(), *flags.split()]) == 0
     check_tensorboard(tmp_path / "logs", tmp_path / "out")
+
+
+def test_train_reports_to_wandb(train, tmp_path, monkeypatch):
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="no wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert main([*train, "--report-to", "wandb"]) == 0
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    found = []
+    for content in wandb_records(file.read_bytes()):
+        record = messages.Record.FromString(content)
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            found.append({name: json.loads(value) for name, value in items.items()})
+    check_reported(found, tmp_path / "out")
+
+
+def wandb_records(content):
+    """The records of a small .wandb file: a header of 7 bytes, then for each checksum, length and kind."""
+    at = 7
+    while at < len(content):
+        _, size, kind = struct.unpack_from("<IHB", content, at)
+        assert kind == 1, "a record over several blocks"
+        yield content[at + 7 : at + 7 + size]
+        at += 7 + size
+
+
+def test_train_reports_to_trackio(train, tmp_path, monkeypatch):
+    pytest.importorskip("trackio", reason="no trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    assert main([*train, "--report-to", "trackio", "--project-name", "trees"]) == 0
+    with sqlite3.connect(tmp_path / "trackio/trees.db") as database:
+        found = [json.loads(row[0]) for row in database.execute("select metrics from metrics order by step")]
+    check_reported(found, tmp_path / "out")
+
+
+def check_reported(found, folder):
+    """Rows that a service got are the records of the run; values that were not measured are left out."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(found) == len(records)
+    for row, record in zip(found, records, strict=True):
+        wanted = {tag: pytest.approx(record[name]) for tag, name in TAGS.items() if record[name] is not None}
+        assert {tag: row[tag] for tag in TAGS if tag in row} == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from anew.compiler.bake import QUANTIZED, Baked, bake
 from anew.device.base import LoadedProgram
 from anew.frontend.scales import weight_exponent
 from anew.frontend.segment import Variant, WeightStore, magnitude
+from anew.frontend.staleness import Original, late
 from anew.mil.printer import ProgramPrinter
 from anew.mil.program import Program
 from anew.plan import InputPort, Plan
@@ -29,16 +29,8 @@ from anew.plan import InputPort, Plan
 if TYPE_CHECKING:
     from anew.frontend.session import Session
 
-#: Elements of each weight that are looked at in every call, spread over it.
-SAMPLES = 64
-#: Calls of an instance after which its weights are read whole.
-WHOLE_EVERY = 10
 #: Part of the programs, and of the compiles, of a process that may be spent on constants: new shapes need some, too.
 SHARE = 0.75
-
-
-class StaleWarning(UserWarning):
-    """Constants were used for some calls after the weights they were made from had changed."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +78,7 @@ class Seen:
         self.calls = 0
         self.variant: Variant | None = None
         self.place: _Place | None = None
-        self.mark: tuple[object, ...] = ()
-        self.whole: tuple[int, ...] = ()
+        self.originals: list[Original] = []
 
     def tensors(self) -> list[Tensor]:
         """The weights that are alive."""
@@ -95,7 +86,7 @@ class Seen:
 
     def remember(self) -> None:
         """Note what the weights are now."""
-        self.mark, self.whole, self.calls = _mark(self.tensors()), _whole(self.tensors()), 0
+        self.originals = [Original(w) for w in self.tensors()]
 
     def forget(self) -> None:
         """Go back to weights as inputs."""
@@ -104,26 +95,12 @@ class Seen:
 
     def marked(self) -> bool:
         """Whether the weights are those remembered as far as storage, version and samples tell."""
-        return _mark(self.tensors()) == self.mark
+        return all(original.marked(w) for original, w in zip(self.originals, self.tensors(), strict=True))
 
-    def rewritten(self) -> bool:
-        """Whether any element of the weights is another than remembered."""
-        return _whole(self.tensors()) != self.whole
-
-
-def _mark(weights: Sequence[Tensor]) -> tuple[object, ...]:
-    """Storage, version and a checksum of samples of each weight: what in-place operations and dense writes change."""
-    return tuple((w.data_ptr(), w._version, _samples(w)) for w in weights)
-
-
-def _samples(weight: Tensor) -> int:
-    flat = weight.detach().reshape(-1)
-    return zlib.crc32(flat[:: max(flat.numel() // SAMPLES, 1)].numpy().tobytes())
-
-
-def _whole(weights: Sequence[Tensor]) -> tuple[int, ...]:
-    """A checksum of every element of each weight."""
-    return tuple(zlib.crc32(w.detach().contiguous().numpy().data) for w in weights)
+    def rewritten(self, *, whole: bool) -> bool:
+        """Whether any element of the weights is another than remembered; looks at a tenth of them, or at the whole."""
+        look = Original.rewritten_anywhere if whole else Original.rewritten
+        return any(look(original, w) for original, w in zip(self.originals, self.tensors(), strict=True))
 
 
 class Bank:
@@ -152,7 +129,7 @@ class Bank:
             return None
         instance = self._instance([args[port.argument] for port in self.ports])
         instance.calls += 1
-        if instance.variant is not None and self._stale(instance, whole=instance.calls % WHOLE_EVERY == 0):
+        if instance.variant is not None and self._stale(instance, whole=False):
             instance.calls = 1
         if instance.variant is None and instance.calls > 1:
             self._bake()
@@ -197,17 +174,13 @@ class Bank:
         What the samples of each call cannot see is a warning: earlier calls may have computed with old weights.
         """
         as_marked = instance.marked()
-        if as_marked and not (whole and instance.rewritten()):
+        if as_marked and not instance.rewritten(whole=whole):
             return False
         instance.forget()
         self.session.counts.stale += 1
         if as_marked:
-            warnings.warn(
-                f"{self.plan.name}: frozen weights were written through their data, in few places; up to {WHOLE_EVERY} "
-                "calls used the constants made of the old ones. After such a write call anew.check_baked(model)",
-                StaleWarning,
-                stacklevel=2,
-            )
+            what, cure = f"{self.plan.name}: a frozen weight", "After such a write call anew.check_baked(model)"
+            warnings.warn(late(what, cure), stacklevel=2)
         return True
 
     def _instance(self, weights: Sequence[Tensor]) -> Seen:

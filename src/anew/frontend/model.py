@@ -128,8 +128,8 @@ def check_baked(model: nn.Module) -> None:
     """Compare every frozen weight that is a constant of a program with what it was when the program was compiled.
 
     Those that changed, by whatever means, are inputs again from the next call on, and constants again after that;
-    :attr:`Statistics.stale` counts them. Calls look by themselves: at storage, version and samples of each weight every
-    time, at all of it every tenth time. Raises UserError for a model that was not compiled.
+    :attr:`Statistics.stale` counts them. Calls look by themselves: each at storage, version, samples and a tenth of
+    every weight. Raises UserError for a model that was not compiled.
     """
     session_of(model).check_baked()
 

@@ -7,6 +7,7 @@ backward program by one power of two, which is divided out of the gradients in f
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
 from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
+from anew.frontend.staleness import Original, late
 from anew.plan import MAXIMA, SCALES, InputPort, Plan
 
 if TYPE_CHECKING:
@@ -67,11 +69,12 @@ class Variant:
 
 @dataclass
 class UploadedWeight:
-    """A weight in an fp16 buffer: the version and storage it was read from and the exponent it carries."""
+    """A weight in an fp16 buffer: what it was then (storage and version; all of it if frozen), and its exponent."""
 
     source: tuple[int, int]
     buffer: Tensor
     exponent: int
+    original: Original | None
 
 
 class WeightStore:
@@ -82,17 +85,19 @@ class WeightStore:
         self._uploaded: ByTensor[dict[bool, UploadedWeight]] = ByTensor()
 
     def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool, eight_bits: bool = False) -> UploadedWeight:
-        """Return the weight's buffer; converts it again when ``fresh`` or when it changed since.
+        """Return the weight's buffer; converts it again when it changed since.
 
-        With ``eight_bits`` it gets the numbers that the weight has where it is a constant of 8 bits.
+        A ``fresh`` upload misses no change: a weight that trains is converted again, a frozen one is looked at. With
+        ``eight_bits`` the buffer gets the numbers that the weight has where it is a constant of 8 bits.
 
         Raises AnewError with ``name`` when fp16 cannot hold the weight.
         """
         source = (weight.data_ptr(), weight._version)
         forms = self._uploaded.get(weight, dict)
         known = forms.get(scaled)
-        if known is None or fresh or known.source != source:
+        if known is None or known.source != source or (fresh and self._outdated(name, known, weight)):
             buffer = self.device.buffers.lease(tuple(weight.shape))
+            original = None if weight.requires_grad else Original(weight)
             if eight_bits and math.isfinite(magnitude(weight)):
                 weight = as_quantized(weight, weight_exponent(magnitude(weight)))
             guess = known.exponent if known else 0  # a step seldom changes it, and the peak comes with the writing
@@ -104,8 +109,17 @@ class WeightStore:
                 forms.clear()
             if exponent != guess:
                 store(buffer, weight, exponent)
-            known = forms[scaled] = UploadedWeight(source, buffer, exponent)
+            known = forms[scaled] = UploadedWeight(source, buffer, exponent, original)
         return known
+
+    def _outdated(self, name: str, known: UploadedWeight, weight: Tensor) -> bool:
+        """Whether an uploaded weight may have changed; a change of a frozen one that is seen late is a warning."""
+        if known.original is None or weight.requires_grad or not known.original.marked(weight):
+            return True
+        if not known.original.rewritten(weight):
+            return False
+        warnings.warn(late(name, "Write in place, without .data"), stacklevel=2)
+        return True
 
     def forget(self, weight: Tensor) -> None:
         """Give a weight's buffers back."""
