@@ -191,7 +191,7 @@ def test_a_write_to_one_element_is_found_when_asked(llama):
     net = adapted(llama(), 16)
     logits(net), logits(net)
     write_one(net)
-    with pytest.warns(StaleWarning, match="written through their data"):
+    with pytest.warns(StaleWarning, match="written through its data"):
         anew.check_baked(net)
     assert anew.statistics(net).stale == 1
     with torch.no_grad():

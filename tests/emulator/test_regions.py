@@ -13,6 +13,7 @@ from anew.errors import AnewError, UserError
 from anew.frontend.options import Options
 from anew.frontend.scales import COTANGENT
 from anew.frontend.session import session_for
+from anew.frontend.staleness import LOOKS, StaleWarning
 from tests.emulator.training import TOKENS, compiled, gradients, loss_of, reference, worst_error
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -390,6 +391,31 @@ def test_writes_to_weights_are_seen_by_the_next_step(llama, write):
             with torch.no_grad():
                 parameter.mul_(1.5)
     assert worst_error(gradients(net), reference(net)) < 0.01
+
+
+@pytest.mark.parametrize("write", ["data", "swap", "in place"])
+def test_writes_to_frozen_weights_are_seen_by_the_next_call(llama, write):
+    net = compiled(llama().requires_grad_(False))
+    before = net(input_ids=TOKENS).logits
+    weight = net.model.layers[0].mlp.up_proj.weight
+    if write == "data":
+        weight.data.mul_(1.5)
+    elif write == "swap":
+        weight.data = weight.data * 1.5
+    else:
+        weight.mul_(1.5)
+    wanted = copy.deepcopy(net).double()(input_ids=TOKENS).logits
+    assert (net(input_ids=TOKENS).logits - wanted).norm() < 2e-3 * wanted.norm() < 0.1 * (before - wanted).norm()
+
+
+def test_a_write_to_one_element_of_a_frozen_weight_is_seen_late_and_said(llama):
+    net = compiled(llama().requires_grad_(False))
+    net(input_ids=TOKENS)
+    net.model.layers[0].mlp.up_proj.weight.data[7, 3] += 0.5
+    with pytest.warns(StaleWarning, match="weight .* was written through its data"):
+        [net(input_ids=TOKENS) for _ in range(LOOKS)]
+    wanted = copy.deepcopy(net).double()(input_ids=TOKENS).logits
+    assert (net(input_ids=TOKENS).logits - wanted).norm() < 2e-3 * wanted.norm()
 
 
 class TwoUses(nn.Module):

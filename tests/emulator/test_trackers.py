@@ -1,8 +1,11 @@
 """`--report-to` of `anew train` and `anew finetune`: what the services read is what metrics.jsonl has."""
 
 import json
+import os
 import sqlite3
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -64,11 +67,9 @@ def test_finetune_reports_to_tensorboard(llama, tmp_path, monkeypatch):
     check_tensorboard(tmp_path / "logs", tmp_path / "out")
 
 
-def test_train_reports_to_wandb(train, tmp_path, monkeypatch):
+def test_train_reports_to_wandb(train, tmp_path):
     messages = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="no wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    assert main([*train, "--report-to", "wandb"]) == 0
+    in_a_process_of_its_own([*train, "--report-to", "wandb"], WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     found = []
     for content in wandb_records(file.read_bytes()):
@@ -77,6 +78,11 @@ def test_train_reports_to_wandb(train, tmp_path, monkeypatch):
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             found.append({name: json.loads(value) for name, value in items.items()})
     check_reported(found, tmp_path / "out")
+
+
+def in_a_process_of_its_own(command, **environment):
+    """These services read their settings when they are imported, and write the last at the end of a process."""
+    subprocess.run([sys.executable, "-m", "anew", *command], env={**os.environ, **environment}, check=True)
 
 
 def wandb_records(content):
@@ -89,10 +95,10 @@ def wandb_records(content):
         at += 7 + size
 
 
-def test_train_reports_to_trackio(train, tmp_path, monkeypatch):
+def test_train_reports_to_trackio(train, tmp_path):
     pytest.importorskip("trackio", reason="no trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    assert main([*train, "--report-to", "trackio", "--project-name", "trees"]) == 0
+    command = [*train, "--report-to", "trackio", "--project-name", "trees"]
+    in_a_process_of_its_own(command, TRACKIO_DIR=str(tmp_path / "trackio"))
     with sqlite3.connect(tmp_path / "trackio/trees.db") as database:
         found = [json.loads(row[0]) for row in database.execute("select metrics from metrics order by step")]
     check_reported(found, tmp_path / "out")
