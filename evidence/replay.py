@@ -112,8 +112,10 @@ SCHEDULES = (
     Schedule("static_m4", "Stories110M, static", "M4", STORIES, static, 106.7, "maderix/ANE training/README"),
     Schedule("static_m4_max", "Stories110M, static", "M4 Max", STORIES, static, 64, "maderix/ANE issue 3"),
     Schedule("dynamic_m4", "Stories110M, dynamic", "M4", STORIES_COMPACT, dynamic, 110, "maderix/ANE commit cb474e1"),
-    Schedule("qwen_m4", "0.6B, 28 layers, dynamic", "M4", QWEN, dynamic, 412, "maderix/ANE README"),
-    Schedule("golf_m4_pro", "GQA, 21.8M, dynamic", "M4 Pro", GOLF, dynamic, 32.8, "parameter-golf pull request 801"),
+    Schedule("qwen_m4", "Qwen3-0.6B's shape, dynamic", "M4", QWEN, dynamic, 412, "maderix/ANE README"),
+    Schedule(
+        "golf_m4_pro", "GQA, 22M parameters, dynamic", "M4 Pro", GOLF, dynamic, 32.8, "parameter-golf pull request 801"
+    ),
 )
 
 
