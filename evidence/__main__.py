@@ -11,6 +11,8 @@ MEASUREMENTS = (
     "corpus",
     "silicon",
     "projection",
+    "replay",
+    "estimate",
     "functions",
     "gradients",
     "architectures",

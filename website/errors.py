@@ -80,6 +80,12 @@ TOPICS = (
         "itself they are a defect: please report it with the message.",
         ("mil", "chips", "plan", "projection"),
     ),
+    Topic(
+        "Estimates",
+        "`anew estimate` takes causal language models of transformers, by preset or configuration, and the chips that "
+        "[projected times](../projection.md) has rates for.",
+        ("estimate",),
+    ),
 )
 
 

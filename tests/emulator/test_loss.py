@@ -41,10 +41,10 @@ def reference(*args, **options):
     return measure(F.linear_cross_entropy, *args, dtype=torch.float64, **options)
 
 
-def on_chip(max_axis):
-    """An engine whose axes end at ``max_axis``; returns the function and its region."""
+def on_chip(max_axis, **limits):
+    """An engine whose axes end at ``max_axis``, with other limits; returns the function and its region."""
     session = Session(Options(numerics="exact"))
-    session.device = EmulatedEngine(replace(load_chip("m4"), max_axis=max_axis), numerics="exact")
+    session.device = EmulatedEngine(replace(load_chip("m4"), max_axis=max_axis, **limits), numerics="exact")
     region = LossRegion(session)
 
     def function(hidden, weight, target, linear_bias=None, reduction="mean", ignore_index=-100):
@@ -155,6 +155,14 @@ def test_tied_weights_get_both_gradients():
 
     found, wanted = gradient(anew.linear_cross_entropy, torch.float32), gradient(F.linear_cross_entropy, torch.float64)
     assert_close([found], [wanted], 1e-3)
+
+
+def test_a_tile_is_no_larger_than_what_the_chip_transposes():
+    hidden, weight, target = case(13, 1000)
+    function, region = on_chip(65536, max_transpose=16 * 600)
+    found = measure(function, hidden, weight, target)
+    assert region.session.counts.calls["region 1 loss forward"] == 2  # 512 columns of 16 features each
+    assert_close(found, reference(hidden, weight, target), 1e-3)
 
 
 def test_rows_are_cut_where_a_tile_would_grow_too_large(monkeypatch):

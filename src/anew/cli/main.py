@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from anew.cli import convert, doctor, evaluate, finetune, fuse, generate, report, tokenize, train
+from anew.cli import convert, doctor, estimate, evaluate, finetune, fuse, generate, report, tokenize, train
 from anew.errors import reason_of
 
-VERBS = (finetune, train, report, generate, evaluate, fuse, convert, tokenize, doctor)
+VERBS = (finetune, train, estimate, report, generate, evaluate, fuse, convert, tokenize, doctor)
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130

@@ -134,7 +134,7 @@ class LossRegion:
         return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
 
     def _tiling(self, head: Head) -> Tiling:
-        return Tiling.plan(len(head.hidden), len(head.weight), self.session.device.chip.max_axis)
+        return Tiling.plan(len(head.hidden), len(head.weight), longest_tile(head.hidden.shape[1], self.session))
 
     def _arguments(self, head: Head, tiling: Tiling, rows: slice) -> Iterator[tuple[Tile, list[Tensor]]]:
         """Each tile with the arguments that both programs take, in the order of :meth:`Shape.ports`."""
@@ -172,6 +172,12 @@ class LossRegion:
                 ports["cotangent"] = (shape.rows, width)
             self.programs[key] = compile_function(self.session, self.weights, name, function, ports)
         return self.programs[key]
+
+
+def longest_tile(features: int, session: Session) -> int:
+    """The most rows of a head's weight that a tile may have: an axis of the chip, and a matrix that it transposes."""
+    chip = session.device.chip
+    return min(chip.max_axis, chip.max_transpose // features)
 
 
 def _combined(largest: list[Tensor], sums: list[Tensor]) -> Mass:

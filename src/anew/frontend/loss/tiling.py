@@ -61,15 +61,18 @@ class Tiling:
     tokens: int
 
     @classmethod
-    def plan(cls, tokens: int, vocabulary: int, max_axis: int) -> Tiling:
-        """The fewest tiles that keep an axis limit; tiles are whole blocks, the last one ends with the vocabulary."""
+    def plan(cls, tokens: int, vocabulary: int, longest: int) -> Tiling:
+        """The fewest tiles of at most ``longest`` columns, and chunks of at most as many rows.
+
+        Tiles are whole blocks; the last one ends with the vocabulary.
+        """
         block = min(BLOCK, vocabulary)
-        count = -(-vocabulary // (max_axis // block * block))
+        count = -(-vocabulary // (longest // block * block))
         while (size := -(-vocabulary // (count * block)) * block) > vocabulary:
             count += 1
         starts = [min(i * size, vocabulary - size) for i in range(count)]
         tiles = tuple(Tile(start, size, i * size - start, block) for i, start in enumerate(starts))
-        chunks = -(-tokens // max(1, min(max_axis, ELEMENTS // size)))
+        chunks = -(-tokens // max(1, min(longest, ELEMENTS // size)))
         return cls(tiles, -(-tokens // chunks), tokens)
 
     @property

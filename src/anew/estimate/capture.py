@@ -1,0 +1,211 @@
+"""Counts the work of a training step from two small models: of one layer and of two, with a small vocabulary.
+
+Layers are alike, so what the second one adds is what each further layer adds. Embedding and head are counted from the
+shapes of the true vocabulary. So no more than two layers' weights are ever made.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from anew.chips import load_chip
+from anew.errors import UserError
+from anew.estimate.counting import CountingDevice, CountingProgram
+from anew.frontend.loss.causal_lm import verdict_of
+from anew.frontend.loss.programs import Shape, backward, compile_function, forward
+from anew.frontend.loss.region import longest_tile
+from anew.frontend.loss.tiling import Tiling
+from anew.frontend.model import compile_in
+from anew.frontend.options import Options
+from anew.frontend.placement import PlacementWarning
+from anew.frontend.recorder import HostRecorder
+from anew.frontend.region import GraphCall
+from anew.frontend.segment import WeightStore
+from anew.frontend.session import Session
+from anew.plan import Plan
+from anew.projection import Work
+from anew.projection.work import FP16_BYTES
+
+#: Vocabulary of the small models.
+VOCABULARY = 64
+#: Bytes an element of a host operation's result stands for: two fp32 operands read, one result written.
+TOUCHED = 12
+#: The forward and the backward program of a tile of the loss.
+LOSS_PROGRAMS = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained how: a transformers configuration, tokens of a row, rows, LoRA's rank (0: all weights), bits."""
+
+    config: Any
+    seq_len: int
+    batch_size: int
+    lora: int = 0
+    base_bits: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.seq_len * self.batch_size
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Amounts of one step, which add.
+
+    Attributes:
+        work: of the engine and of the host's copies.
+        parameters, trained: of the model, and those with a gradient.
+        buffers: bytes leased for programs.
+        touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
+        programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
+    """
+
+    work: Work
+    parameters: float
+    trained: float
+    buffers: float
+    touched: float
+    programs: float
+    convolutions: float
+
+    def __add__(self, other: Counted) -> Counted:
+        """Return the amounts of both."""
+        return Counted(*(a + b for a, b in zip(self._amounts(), other._amounts(), strict=True)))
+
+    def __mul__(self, times: float) -> Counted:
+        """Return the amounts of so many."""
+        return Counted(*(a * times for a in self._amounts()))
+
+    def _amounts(self) -> list[Any]:
+        return [self.work, self.parameters, self.trained, self.buffers, self.touched, self.programs, self.convolutions]
+
+
+def count_step(setting: Setting, chip: str) -> Counted:
+    """Return the amounts of one training step.
+
+    Raises UserError for a model without repeated layers, or one whose head and loss do not become a loss region.
+    """
+    layers = getattr(setting.config, "num_hidden_layers", None)
+    if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
+        raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
+    one, two = _small(setting, 1, chip), _small(setting, 2, chip)
+    further = two + one * -1.0
+    total = one + further * (layers - 1) + _head(setting, chip)
+    return replace(total, programs=two.programs + LOSS_PROGRAMS)
+
+
+def _small(setting: Setting, layers: int, chip: str) -> Counted:
+    """The amounts of a model of few layers; head, embedding and their part of the loss left out."""
+    model = _build(setting, layers)
+    device = CountingDevice(load_chip(chip))
+    session = Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+    compile_in(model, session)
+    ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
+    recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlacementWarning)
+        _step(model, ids)
+        device.reset()
+        with recorder:
+            _step(model, ids)
+    verdict = verdict_of(model)
+    if verdict is None or not verdict.used:
+        reason = verdict.reason if verdict else "it has no loss of its own"
+        raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
+    loss = {plan.text for plan in session.plans if " loss " in plan.name}
+    kept = device.total(left_out=loss)
+    head = model.get_output_embeddings().weight  # type: ignore[operator]
+    tables = {id(head): head, id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}  # type: ignore[operator]
+    plain = [p for p in model.parameters() if id(p) not in tables]
+    touched = sum(
+        calls * TOUCHED * math.prod(call.shape)
+        for call, calls in recorder.calls.items()
+        if call.shape[:1] != (VOCABULARY,)
+    )
+    return Counted(
+        kept,
+        sum(p.numel() for p in plain),
+        sum(p.numel() for p in plain if p.requires_grad),
+        device.buffers.allocated_bytes,
+        touched,
+        len(session.plans) - len(loss) + _baked_programs(session, setting.config.num_hidden_layers),
+        float(device.convolutions),
+    )
+
+
+def _baked_programs(session: Session, layers: int) -> int:
+    """Programs that hold frozen weights as constants, in a model of so many layers; 0 where there are none.
+
+    Two banks, forward and backward, are of one kind of layer. Kinds besides the last are those of first layers.
+    """
+    chip, banks = session.device.chip, [bank for bank in session.banks if bank.use().layers]
+    kinds = math.ceil(len(banks) / 2)
+    sizes = [min(chip.procedures, max(chip.weight_bytes // max(bank.baked.nbytes, 1), 1)) for bank in banks]
+    return sum(math.ceil((layers - kinds + 1) / size) for size in sizes[:2]) + len(sizes[2:])
+
+
+def _build(setting: Setting, layers: int) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(setting.config)
+    config.num_hidden_layers, config.vocab_size, config.use_cache = layers, VOCABULARY, False
+    config.bos_token_id = config.eos_token_id = 0
+    config.pad_token_id = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    if setting.seq_len > (most := getattr(config, "max_position_embeddings", setting.seq_len)):
+        raise UserError(f"--seq-len {setting.seq_len} is more than the {most} positions of the model")
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    except Exception as error:  # transformers validates with many types of exception
+        raise UserError(f"transformers cannot build this model: {str(error).strip().splitlines()[0]}") from error
+    if not setting.lora:
+        return model
+    from anew.finetune.adapt import adapt
+    from anew.finetune.options import FinetuneConfig
+
+    return adapt(model, FinetuneConfig(num_layers=-1, lora_parameters={"rank": setting.lora}))
+
+
+def _step(model: nn.Module, ids: torch.Tensor) -> None:
+    loss = model(input_ids=ids, labels=ids).loss
+    torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+
+
+def _head(setting: Setting, chip: str) -> Counted:
+    """The amounts of embedding, head and loss, from their shapes."""
+    config = setting.config
+    features, vocabulary = config.hidden_size, config.vocab_size
+    device = CountingDevice(load_chip(chip))
+    session = Session(Options(device="null", chip=chip), device)
+    tiling = Tiling.plan(setting.tokens, vocabulary, longest_tile(features, session))
+    shape = Shape(tiling.rows, tiling.tiles[0].size, features, tiling.tiles[0].block)
+    ports = shape.ports()
+    trained = not setting.lora
+    store = WeightStore(device)
+    calls = [compile_function(session, store, "loss forward", forward, ports)]
+    ports |= {"largest": (shape.rows, 1)} | ({"cotangent": (shape.rows, features)} if trained else {})
+    calls.append(compile_function(session, store, "loss backward", backward(hidden=True, weight=trained), ports))
+    tiles = len(tiling.tiles) * len(list(tiling.chunks()))
+    once = [_run(call.run.plan, call.run.program, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[attr-defined]
+    tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
+    buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
+    return Counted((once[0] + once[1]) * tiles, tables, tables if trained else 0, buffers, 0, 0, 0)
+
+
+def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
+    """One run for one tile; weights are copied when ``fresh``, and else read where they lie."""
+    weights = {port.name: math.prod(port.shape) for port in plan.inputs if port.kind == "weight"}
+    inputs = sum(p.type.numel for p in program.inputs)
+    outputs = sum(p.type.numel for p in program.outputs)
+    there = 0 if fresh else sum(weights.values())
+    return program.work + Work(dispatches=1, read=inputs - there, write=outputs, weight_bytes=FP16_BYTES * there)

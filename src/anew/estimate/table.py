@@ -1,0 +1,81 @@
+"""A projected step as tables of the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from anew.estimate.compare import BOARDS, SYSTEMS, headline
+from anew.estimate.step import FORMULA, Estimate
+
+
+def show(found: Estimate, name: str, console: Console) -> None:
+    """Print everything about a step."""
+    setting = found.setting
+    tokens = f"{setting.batch_size} x {setting.seq_len} tokens"
+    what = f"LoRA of rank {setting.lora}" if setting.lora else "all weights"
+    base = f", base of {setting.base_bits} bits in the programs" if setting.base_bits else ""
+    table = Table("", "projected", title=f"{name} on {found.chip}, {tokens}, {what}{base}", title_justify="left")
+    for label, value in _rows(found):
+        table.add_row(label, value)
+    console.print(table)
+    console.print(f"TFLOPS: {FORMULA}, over the whole step.")
+    console.print(
+        "The interval holds four of five measured programs; host work enters it at the stated bandwidth of the memory, "
+        "and whatever is extrapolated may be off by more:"
+    )
+    for what in found.extrapolated:
+        console.print(f"  extrapolated: {what}")
+
+
+def _rows(found: Estimate) -> list[tuple[str, str]]:
+    machine, joules = found.machine, found.joules
+    total, bound = sum(joules.values()), sum(found.bound.values())
+    holds = max(found.bound, key=lambda name: found.bound[name])
+    small = sorted(((s, name) for name, s in found.parts.items() if s), reverse=True)
+    return [
+        ("time of a step", f"{1e3 * found.seconds:.1f} ms ({1e3 * found.low:.1f} to {1e3 * found.high:.1f})"),
+        *((f"  {name}", f"{1e3 * s:.1f} ms, {s / found.seconds:.0%}") for name, s in found.split.items()),
+        ("most of it", ", ".join(f"{name.removeprefix('host: ')} {1e3 * s:.1f}" for s, name in small[:5])),
+        ("tokens/s", f"{found.tokens_per_second:.0f}"),
+        ("TFLOPS", f"{found.tflops:.2f}"),
+        *((f"  of the {name}", f"{part:.1%}") for name, part in found.utilisation.items()),
+        ("power while at it", f"{total / found.seconds:.1f} W; waiting: not known, taken as 0"),
+        *((f"  {rail}", f"{j:.3f} J") for rail, j in joules.items()),
+        ("energy of a step", f"{total:.3f} J"),
+        ("tokens/J", f"{found.tokens_per_joule:.0f}"),
+        ("TFLOPS/W", f"{found.tflops_per_watt:.2f}"),
+        *((f"memory: {what}", f"{size / 1e9:.2f} GB") for what, size in found.memory.items()),
+        ("programs, dispatches", f"{found.counted.programs:.0f}, {found.counted.work.dispatches:.0f}"),
+        ("bound", " + ".join(f"{name} {1e3 * s:.1f}" for name, s in found.bound.items()) + f" = {1e3 * bound:.1f} ms"),
+        ("  most of it, and the step over it", f"{holds}; {found.seconds / bound:.2f} times"),
+        ("host's memory", f"{machine.memory_gb_s:g} GB/s ({machine.memory_source})"),
+    ]
+
+
+def show_comparison(found: Estimate, console: Console) -> None:
+    """Print what others measured and published."""
+    table = Table(
+        Column("system", overflow="fold"),
+        "chip",
+        Column("model", overflow="fold"),
+        "ms a step",
+        "tokens/s",
+        Column("label", overflow="fold"),
+        Column("source", overflow="fold"),
+        title="beside it",
+        title_justify="left",
+    )
+    seconds, tokens = found.seconds, found.setting.seq_len * found.setting.batch_size
+    table.add_row(
+        "anew", found.chip, "this", f"{1e3 * seconds:.1f}", f"{tokens / seconds:.0f}", "projected", "this command"
+    )
+    for s in SYSTEMS:
+        table.add_row(s.name, s.chip, s.model, f"{s.ms:g}", f"{s.tokens_per_second:.0f}", s.label, s.source)
+    console.print(table)
+    boards = Table("board", "TFLOPS", "W", "TFLOPS/W", "label", "source")
+    for b in BOARDS:
+        boards.add_row(b.name, f"{b.tflops:g}", f"{b.watts:g}", f"{b.tflops_per_watt:.2f}", "published", b.source)
+    console.print(boards)
+    for line in headline(found):
+        console.print(line)

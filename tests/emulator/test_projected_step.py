@@ -1,0 +1,95 @@
+"""Projected steps: what two small models give for many layers is what a device counts in a run of them all."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from anew.chips import load_chip
+from anew.cli.main import main
+from anew.estimate.capture import Setting, count_step
+from anew.estimate.counting import CountingDevice
+from anew.estimate.step import Estimate, estimate
+from anew.frontend.model import compile_in
+from anew.frontend.options import Options
+from anew.frontend.session import Session
+from anew.projection import Work, read_rates
+from anew.train.presets import llama
+
+LAYERS = 3
+
+
+def small(layers: int = LAYERS, **changes: object) -> object:
+    settings = llama(dim=64, layers=layers, heads=2, hidden=96, vocab=512, max_seq=64) | changes
+    return AutoConfig.for_model(**settings, use_cache=False)
+
+
+def counted_in_a_run(config: object, seq_len: int) -> tuple[Work, int]:
+    """The work of one step of the whole model, and its parameters."""
+    device = CountingDevice(load_chip("m4"))
+    model = AutoModelForCausalLM.from_config(config)
+    compile_in(model, Session(Options(device="null", chip="m4"), device))
+    ids = torch.zeros(1, seq_len, dtype=torch.int64)
+    for _ in range(2):
+        device.reset()
+        loss = model(input_ids=ids, labels=ids).loss
+        torch.autograd.grad(loss, list(model.parameters()))
+    return device.total(), sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def found() -> Estimate:
+    return estimate(Setting(small(), 32, 1), "m4")
+
+
+def test_layers_beyond_the_second_and_the_true_vocabulary_are_counted_as_in_a_run(found: Estimate) -> None:
+    work, parameters = counted_in_a_run(small(), 32)
+    assert found.counted.work == work
+    assert found.counted.parameters == found.counted.trained == parameters
+
+
+def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(found: Estimate) -> None:
+    assert found.seconds == pytest.approx(sum(found.split.values())) == pytest.approx(sum(found.parts.values()))
+    assert found.low < found.seconds < found.high
+    assert sum(found.bound.values()) < found.seconds
+    assert found.split["wait"] == pytest.approx(found.counted.work.dispatches * read_rates("m4").seconds.dispatches)
+    assert found.tflops < found.machine.peak_tflops
+
+
+def test_a_frozen_base_of_constants_is_neither_copied_nor_given_a_gradient(found: Estimate) -> None:
+    baked = count_step(Setting(small(), 32, 1, lora=4, base_bits=16), "m4")
+    weights = LAYERS * (4 * 64 * 64 + 3 * 64 * 96)
+    assert baked.trained == baked.parameters - found.counted.parameters
+    assert found.counted.work.read - baked.work.read >= weights - 2 * baked.trained
+    assert found.counted.work.write - baked.work.write >= weights - 2 * baked.trained
+    assert baked.convolutions > found.counted.convolutions == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--preset", "none"], "no preset 'none'"),
+        (["--preset", "tiny", "--chip", "m9"], "m9"),
+        (["--preset", "tiny", "--base-bits", "8"], "--lora"),
+        (["--preset", "tiny", "--seq-len", "1"], "--seq-len"),
+        (["--model", "nowhere/config.json/at/all"], "cannot read the configuration"),
+    ],
+)
+def test_what_cannot_be_estimated_is_said_in_a_sentence(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *flags]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_prints_json_with_the_comparison_and_draws_a_roofline(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "config.json").write_text(json.dumps(small(2).to_dict()))  # type: ignore[attr-defined]
+    picture = tmp_path / "roof.png"
+    flags = ["--seq-len", "32", "--json", "--compare", "--roofline", str(picture)]
+    assert main(["estimate", "--model", str(tmp_path), *flags]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["projected"] is True
+    assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()))
+    assert {s["label"] for s in printed["compare"]["systems"]} == {"measured by its authors"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
