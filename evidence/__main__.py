@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "memory",
     "live_view",
     "demo",
+    "walk",
     "finetune",
     "ecosystem",
     "baked",
