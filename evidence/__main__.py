@@ -15,6 +15,7 @@ MEASUREMENTS = (
     "gradients",
     "architectures",
     "arithmetic",
+    "arithmetic_plots",
     "bare_loop",
     "parity",
     "exact_matmul",
