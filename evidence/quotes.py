@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evidence.record import FOLDER, ROOT
 
-PATTERN = re.compile(r"\[([^\]]+)\]\(([\w./-]*evidence/[\w-]+\.json) \"([\w.]+)\"\)")
+PATTERN = re.compile(r"\[([^\]]+)\]\(([\w./-]*evidence/[\w-]+\.json) \"([\w.-]+)\"\)")
 NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?(?:e-?\d+)?")
 
 

@@ -1,8 +1,13 @@
-"""Every error that anew raises, from the source, by what it is about, with what to do about its kind."""
+"""Every error that anew raises, from the source, by what it is about, each with what to do about it.
+
+Many messages say so themselves; the cures of the others stand in cures.toml.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +15,17 @@ from pathlib import Path
 import anew
 
 PACKAGE = Path(anew.__file__).parent
+CURES = Path(__file__).with_name("cures.toml")
+#: A message that holds one of these says what to do: an order to the reader, or what a value has to be.
+ORDERS = (
+    "cast|check|choose|compile|continue|delete|divide|drop|free|give|go|keep|lease|leave|load|look|lower|name|pad|"
+    "pip install|raise|read|release|remove|start|train|use"
+)
+SAYS = re.compile(
+    rf"(?:[:;,] |\. |\bor )(?:to [^:;]*, )?(?:{ORDERS})\b"
+    r"|must be |has to be |\bneeds? |is one of|are one of|known: |rows: |exist for|it takes |takes at most",
+    re.IGNORECASE,
+)
 #: Errors of anew's, and functions that make one, by the position of the message among their arguments.
 RAISED = {
     "AnewError": 0,
@@ -97,6 +113,17 @@ class Message:
     module: str
     function: str
 
+    @property
+    def speaks(self) -> bool:
+        """Whether it is more than a sentence that was made elsewhere and is passed on."""
+        return bool(self.text.strip("… "))
+
+
+def cures() -> dict[str, str]:
+    """Return what to do by message, for those that do not say it themselves."""
+    listed = tomllib.loads(CURES.read_text(encoding="utf-8"))["cure"]
+    return {text: cure["do"] for cure in listed for text in cure["messages"]}
+
 
 def messages() -> Iterator[Message]:
     """Yield every message that is raised somewhere in the package."""
@@ -135,16 +162,17 @@ def topic_of(module: str) -> Topic | None:
 
 def page() -> str:
     """Return the page: under each topic what to do, then its messages."""
-    known = list(messages())
+    known, cure = list(messages()), cures()
     parts = [
         "# Errors and their cures\n",
         "Every error is one sentence that names what is wrong and, where it can, what to do; `…` stands for names and "
-        "numbers. On the command line it comes after `anew: error:`, with exit code 1.\n",
+        "numbers. On the command line it comes after `anew: error:`, with exit code 1. Where the second column is "
+        "empty, the message itself says what to do.\n",
     ]
     for topic in TOPICS:
-        rows = dict.fromkeys((m.text, m.module) for m in known if topic_of(m.module) is topic and m.text.strip("… "))
-        parts.append(f"## {topic.title}\n\n{topic.cure}\n\n| message | raised in |\n|---|---|")
-        parts += [f"| {_cell(text)} | `{module}` |" for text, module in rows]
+        rows = dict.fromkeys((m.text, m.module) for m in known if topic_of(m.module) is topic and m.speaks)
+        parts.append(f"## {topic.title}\n\n{topic.cure}\n\n| message | what to do | raised in |\n|---|---|---|")
+        parts += [f"| {_cell(text)} | {cure.get(text, '')} | `{module}` |" for text, module in rows]
         parts.append("")
     return "\n".join(parts)
 

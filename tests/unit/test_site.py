@@ -76,10 +76,27 @@ def test_every_error_is_listed_under_a_topic_with_a_cure():
         topic = errors.topic_of(message.module)
         assert topic is not None, message
         assert topic.cure
-        if message.text.strip("… "):
+        if message.speaks:
             assert message.module in page
         else:
             assert message.module in PASSED_ON, message
+
+
+def test_every_error_says_what_to_do_or_has_a_cure():
+    cures = errors.cures()
+    spoken = {message.text: message.module for message in errors.messages() if message.speaks}
+    silent = {text for text in spoken if not errors.SAYS.search(text)}
+    assert not silent - cures.keys(), "add what to do to the message, or to website/cures.toml"
+    assert not cures.keys() - silent, "website/cures.toml has cures of messages that are gone, or say it themselves"
+    page = errors.page()
+    assert all(do in page for do in cures.values())
+
+
+def test_a_message_is_told_to_be_silent_about_what_to_do():
+    assert not errors.SAYS.search("the layer has 3 heads")
+    assert not errors.SAYS.search("cannot read …: …")
+    assert errors.SAYS.search("… is a file: give the folder with train.jsonl")
+    assert errors.SAYS.search("--seed must be below 2^63, not …")
 
 
 def test_no_error_of_anew_is_raised_by_a_name_that_the_page_does_not_know():
