@@ -246,3 +246,19 @@ def test_casts_to_the_same_type_disappear():
     graph, result = captured(lambda x: x.to(torch.float64) * 2, torch.ones(3))
     assert targets(graph) == ["to", "mul"]
     assert result.dtype == torch.float64
+
+
+@pytest.mark.parametrize("narrows", [True, False])
+def test_an_adapter_is_scaled_where_it_is_narrow(narrows):
+    generator = torch.Generator().manual_seed(0)
+    x, wide, narrow = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((3, 8), (8, 2), (2, 8)))
+    weights = (narrow, wide) if narrows else (wide, narrow)  # linear's weights are [results, inputs]
+
+    def adapter(x, down, up):
+        return x + 0.3 * F.linear(F.linear(x, down), up)
+
+    inputs = x if narrows else x[:, :2].contiguous()
+    graph, found = captured(adapter, inputs, *weights)
+    torch.testing.assert_close(found, adapter(inputs, *weights), rtol=1e-12, atol=0.0)
+    order = [name for name in targets(graph) if name in ("linear", "mul")]
+    assert order == (["linear", "mul", "linear"] if narrows else ["linear", "linear", "mul"])

@@ -11,6 +11,7 @@ from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.eliminate_dead import eliminate_dead
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import scale_operands
+from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import Builder, Program, print_program
 from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
@@ -80,10 +81,27 @@ def products():
     return b.function([b.op("reshape", x=mixed, shape=[2, 2, 5]), weights])
 
 
+def layers():
+    """Linear layers of [2, 3, 4] as autograd writes them, with arithmetic between them; one result is read twice."""
+    b = Builder()
+    x, weight, port = b.input("x", (6, 4)), b.input("weight", (4, 4)), b.input("port", (2, 3, 4))
+    first, second = (
+        b.op("reshape", x=b.op("matmul", x=x, y=weight, transpose_x=False, transpose_y=turned), shape=[2, 3, 4])
+        for turned in (False, True)
+    )
+    total = b.op("tanh", x=b.op("add", x=first, y=b.op("mul", x=second, y=0.5)))
+    flat = b.op("reshape", x=total, shape=[6, 4])
+    twice = b.op("reshape", x=b.op("matmul", x=flat, y=weight, **MATMUL), shape=[2, 3, 4])
+    gated = b.op("reshape", x=b.op("mul", x=b.op("sigmoid", x=twice), y=port), shape=[6, 4])
+    back = b.op("reshape", x=b.op("reshape", x=port, shape=[6, 4]), shape=[2, 3, 4])
+    return b.function([gated, b.op("exp", x=twice), back])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
     "merge_pads": (pads, merge_pads),
+    "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
     "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
 }
 
@@ -97,7 +115,7 @@ def test_golden_text(name):
     assert text_of(function) == (GOLDEN / f"{name}.before.mil").read_text()  # a pass leaves its input as it was
 
 
-@pytest.mark.parametrize("name", ["common_subexpressions", "eliminate_dead", "merge_pads"])
+@pytest.mark.parametrize("name", ["common_subexpressions", "eliminate_dead", "merge_pads", "sink_reshapes"])
 def test_meaning_is_kept(name):
     make, change = PASSES[name]
     for before, after in zip(run(make()), run(change(make())), strict=True):

@@ -18,6 +18,7 @@ from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
+from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import InputPort, OutputPort, Plan
 
@@ -41,7 +42,7 @@ def compile_graph(
     results = _results(module.graph)
     computed = _computed_results(results, values, low)
     function, positions = _merge_equal_outputs(
-        merge_pads(common_subexpressions(low.builder.function(list(computed)))), list(computed.values())
+        merge_pads(common_subexpressions(sink_reshapes(low.builder.function(list(computed))))), list(computed.values())
     )
     weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})

@@ -81,7 +81,7 @@ class Finetuning(Loop):
         return Step(loss.item(), rate, norm, batch.tokens)
 
     def _update(self, loss: float, rate: float) -> float:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = self.optimizer.param_groups[0]["params"]
         norm = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm or math.inf).item()
         check_finite(loss, norm, self.rate_flag)
         for group in self.optimizer.param_groups:

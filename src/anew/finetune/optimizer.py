@@ -19,6 +19,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adafactor": torch.optim.Adafactor,
 }
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 def make_optimizer(model: nn.Module, name: str, settings: Mapping[str, Any], rate: float) -> torch.optim.Optimizer:
@@ -37,6 +38,8 @@ def make_optimizer(model: nn.Module, name: str, settings: Mapping[str, Any], rat
     kind, chosen = OPTIMIZERS[name], dict(settings.get(name) or {})
     if chosen.pop("bias_correction", True) is not True:
         raise UserError("optimizer_config: PyTorch corrects the bias of its moments always; drop 'bias_correction'")
+    if kind in FUSED and not chosen.keys() & {"foreach", "fused"}:
+        chosen["fused"] = True  # one pass over all parameters; an adapter's are many and small
     known = [key for key in inspect.signature(kind).parameters if key not in ("params", "lr")]
     check_names(chosen, known, f"optimizer_config: {name}'s")
     try:

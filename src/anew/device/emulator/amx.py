@@ -23,7 +23,7 @@ from anew.device.emulator import tiles
 from anew.device.emulator.fused import times
 from anew.device.emulator.packing import BLOCK_BYTES, PANEL, pack, pack_block, read
 from anew.device.emulator.rounding import matmul_rule
-from anew.device.emulator.tiles import CONFIGURATION, ROW_BYTES, ROWS, TILE_BYTES
+from anew.device.emulator.tiles import CONFIGURATION, ROW_BYTES, ROWS, TILE_BYTES, aligned
 from anew.device.team import kernel
 from anew.device.transfer import INF_BITS, float_of_largest, magnitude_bits
 
@@ -31,7 +31,7 @@ __all__ = ["multiply"]
 
 GROUP = 4
 """Panels of the longer operand that a thread packs at a time: with `DEPTH` they stay in the L2 cache."""
-DEPTH = 32
+DEPTH = 64
 """Blocks of terms that are multiplied before the next ones are packed."""
 SHORTEST = 96
 """Rows, columns and terms below which packing costs more than it saves."""
@@ -164,9 +164,9 @@ def _multiply_lines(
     height, width, terms = sizes
     lines, others = (height, width) if x_is_left else (width, height)
     blocks, their_panels = -(-terms // PANEL), -(-others // PANEL)
-    room, sums = np.empty(2 * TILE_BYTES // 4, np.int32), np.empty(PANEL * PANEL, np.float32)
+    room, sums = aligned(2 * TILE_BYTES // 4), aligned(PANEL * PANEL).view(np.float32)
     edge = np.empty(PANEL, out.dtype)
-    mine = np.empty(panels * min(DEPTH, blocks) * BLOCK_BYTES // 4, np.int32)
+    mine = aligned(panels * min(DEPTH, blocks) * BLOCK_BYTES // 4)
     left, right = (mine, packed) if x_is_left else (packed, mine)
     highest, largest = np.int32(0), np.int32(0)
     for chunk in range(0, blocks, DEPTH):

@@ -19,12 +19,13 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from anew.device.emulator.tiles import ROW_BYTES, ROWS, TILE_BYTES, address, transpose
+from anew.device.emulator.tiles import ROW_BYTES, ROWS, TILE_BYTES, address, aligned, transpose
 from anew.device.team import kernel
 
 PANEL = 2 * ROWS
 """Lines of a panel, and terms of a block."""
 BLOCK_BYTES = 4 * TILE_BYTES
+
 AHEAD = 8
 """Blocks of terms that are on their way from memory while one is packed: the next lines of sixteen are far apart."""
 _WORD, _HALF, _REAL = ir.IntType(32), ir.IntType(16), ir.FloatType()
@@ -216,7 +217,7 @@ def _pack_panel(
 ) -> np.int32:
     """Pack all terms of up to 32 lines."""
     largest = np.int32(0)
-    room = np.empty(2 * TILE_BYTES // 4, np.int32)
+    room = aligned(2 * TILE_BYTES // 4)
     for k in range(-(-terms // PANEL)):
         origin, left = start + k * PANEL * steps[1], terms - k * PANEL
         top = pack_block(x, origin, steps, lines, left, as_rows, packed, at + k * BLOCK_BYTES, room)
