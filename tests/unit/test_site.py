@@ -99,6 +99,18 @@ def test_a_message_is_told_to_be_silent_about_what_to_do():
     assert errors.SAYS.search("--seed must be below 2^63, not …")
 
 
+def test_an_error_of_several_arguments_is_listed_by_the_sentence_that_it_makes():
+    from anew.device.framework import FrameworkError
+
+    listed = {message.text for message in errors.messages()}
+    assert (
+        str(FrameworkError("bind", "IOSurfaceLock", "IOSurface", 7))
+        == "bind: IOSurfaceLock failed with IOSurface code 7"
+    )
+    assert "IOSurfaceLock failed with IOSurface code …" in listed
+    assert '… failed with … code …; "…"; …' in listed  # what an NSError says, and what is known of it
+
+
 def test_no_error_of_anew_is_raised_by_a_name_that_the_page_does_not_know():
     trees = [ast.parse(path.read_text()) for path in errors.PACKAGE.rglob("*.py")]
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
