@@ -192,6 +192,15 @@ def test_further_errors_name_what_is_wrong(tmp_path, capsys):
     assert said(capsys, run).startswith(f"anew: error: cannot read {run / 'metrics.jsonl'}: ")
 
 
+def test_a_comparison_leaves_each_run_its_own_report(tmp_path, monkeypatch, capsys):
+    runs = [leave(tmp_path / name) for name in ("mine", "yours")]
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert "mine, yours: anew report" in (tmp_path / "report.html").read_text()
+    assert not any((run / "report.html").exists() for run in runs)
+
+
 def test_open_shows_the_page(tmp_path, monkeypatch, capsys):
     run = leave(tmp_path / "mine")
     opened = []
