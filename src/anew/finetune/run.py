@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from anew.adapters.forms import MLX_WEIGHTS
 from anew.errors import UserError
 from anew.finetune.adapt import adapt, describe_trainable
 from anew.finetune.batches import Batches
+from anew.finetune.estimate import check_memory, check_weights
 from anew.finetune.examples import Encoder, Example, fit, stop_tokens
 from anew.finetune.loop import Finetuning, evaluate
 from anew.finetune.options import FinetuneConfig
@@ -58,6 +60,7 @@ def run(config: FinetuneConfig, display: Display, command: Sequence[str], checkp
     """
     keep_freed_memory()
     trackers = Trackers.of(config)
+    check_weights(config)
     display.say("Loading pretrained model")
     adapter = None if config.train else config.adapter_path
     model, tokenizer = load(config.model, adapter=adapter, trust_remote_code=config.trust_remote_code)
@@ -123,6 +126,8 @@ def _train(
     saver = Saver(checkpoints, config, config.data, data.digest, trained_only=True)
     records = records_until(saver, checkpoint, display)
     model = _prepare(model, config)
+    needed = check_memory(model, config, data.train)
+    model = place(model, config)
     for line in _header(model, config, data):
         display.say(line)
     display.say(preview(data.first, tokenizer))
@@ -136,6 +141,7 @@ def _train(
         "parameters": count_parameters(model),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "lengths": data.train.lengths(),
+        "estimated_memory": None if needed is None else needed / 1e9,
     }
     title = f"{config.model}: {describe_device(statistics(model, config))}"
     conduct(loop, records, config.adapter_path, record, title, lambda: None, trackers)
@@ -152,8 +158,10 @@ def _prepare(model: nn.Module, config: FinetuneConfig) -> nn.Module:
         load_weights(model, config.resume_adapter_file)
     if config.grad_checkpoint:
         checkpointing: Any = model
-        checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
-    return place(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own name
+            checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def _header(model: nn.Module, config: FinetuneConfig, data: Data) -> list[str]:
