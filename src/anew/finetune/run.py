@@ -81,6 +81,8 @@ def _load_data(config: FinetuneConfig, model: nn.Module, tokenizer: Any, display
     rows = read_rows(config, wanted)
     for split in ("train", "test"):
         if split in wanted and not rows[split]:
+            if config.hf_dataset is not None:
+                raise UserError(f"hf_dataset gives no rows to {split} on: name them with '{split}_split'")
             raise UserError(f"{config.data} holds no rows to {split} on: {split}.jsonl is missing or empty")
     if "valid" in wanted and not rows["valid"]:
         display.say("[WARNING] Validation set not found or empty. Training will proceed without validation.")
