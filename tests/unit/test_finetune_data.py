@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from mlx_lm.tuner.datasets import create_dataset
 
 from anew.errors import UserError
@@ -228,6 +229,18 @@ def test_a_missing_stop_token_is_a_warning(llama, tokenizer):
 def test_a_data_set_of_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"there is no folder who/what; .* pip install 'anew\[hub\]'"):
+        read_rows(FinetuneConfig(data="who/what"), ["train"])
+
+
+def test_a_data_set_the_hub_does_not_answer_for_is_refused_before_datasets_asks(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+
+    def unreachable(self, name, timeout):
+        raise ConnectionError(f"no answer for {name} in {timeout} s")
+
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it waits for half a minute"))
+    with pytest.raises(UserError, match="the Hugging Face hub gives no such data set: no answer for who/what in 10 s"):
         read_rows(FinetuneConfig(data="who/what"), ["train"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from anew.errors import UserError
 from anew.finetune.batches import Batches
 from anew.finetune.options import FinetuneConfig
 from anew.frontend.layers import repeated_layers
+from anew.models.quiet import quiet
 from anew.models.source import find
 from anew.train.estimate import LOGITS, ON_ENGINE, kept_for_backward
 from anew.train.memory import available_memory
@@ -74,8 +74,7 @@ def needed_memory(model: nn.Module, config: FinetuneConfig, train: Batches) -> f
         ids = torch.zeros(config.batch_size, train.lengths()[-1], dtype=torch.int64)
         kept = float(kept_for_backward(twin.train(), ids))
         if config.grad_checkpoint:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own name
+            with quiet():  # transformers renames what it is called by
                 twin.gradient_checkpointing_disable()
             kept += kept_for_backward(twin, ids) / len(layers)
     logits = 4 * ids.numel() * twin.config.get_text_config().vocab_size

@@ -9,6 +9,7 @@ from anew.errors import UserError
 from anew.finetune.config import check_names
 from anew.finetune.options import FinetuneConfig
 from anew.finetune.rows import Names, Row, each, parse
+from anew.models.load import HUB_SECONDS
 
 #: Keys of an entry of ``hf_dataset`` (mlx-lm 0.32, ``tuner/datasets.py``), and the splits it takes by default.
 _FEATURES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature")
@@ -54,6 +55,8 @@ def _check(entry: Any) -> None:
 
 def _load(datasets: Any, path: str, **arguments: Any) -> Any:
     try:
+        if not (Path(path).exists() or {"data_files", "data_dir"} & arguments.keys()):
+            _ask_hub(path)
         return datasets.load_dataset(path, **arguments)
     except Exception as error:  # datasets, its hub client and its readers raise many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -62,6 +65,15 @@ def _load(datasets: Any, path: str, **arguments: Any) -> Any:
         raise UserError(
             f"there is no folder {path}, and the Hugging Face hub gives no such data set: {reason}"
         ) from error
+
+
+def _ask_hub(name: str) -> None:
+    """Raise if the hub does not give a data set that was never downloaded; `datasets` would try for half a minute."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    known = isinstance(try_to_load_from_cache(name, "README.md", repo_type="dataset"), str)
+    if not (known or constants.HF_HUB_OFFLINE):
+        HfApi().dataset_info(name, timeout=HUB_SECONDS)
 
 
 def _rows(found: Any, name: str, names: Names) -> list[Row]:

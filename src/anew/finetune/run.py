@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from anew.finetune.preview import preview, stop_warning
 from anew.finetune.rows import read_rows
 from anew.finetune.sample import sample
 from anew.models import load
+from anew.models.quiet import quiet
 from anew.report import REPORT
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
@@ -160,8 +160,8 @@ def _prepare(model: nn.Module, config: FinetuneConfig) -> nn.Module:
         load_weights(model, config.resume_adapter_file)
     if config.grad_checkpoint:
         checkpointing: Any = model
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own name
+        checkpointing.config.use_cache = False  # it does not go with checkpoints, and training has no use for it
+        with quiet():  # transformers renames what it is called by
             checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
