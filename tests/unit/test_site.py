@@ -30,7 +30,12 @@ def test_the_site_builds_strictly_and_has_every_page(tmp_path):
     pages = re.findall(r'"([\w/-]+)\.md"', CONFIG.read_text())
     assert {name.removesuffix(".md") for name in GENERATED} < set(pages)
     for page in pages:
-        assert "<h1" in (tmp_path / "site" / f"{page}.html").read_text(), page
+        text = (tmp_path / "site" / f"{page}.html").read_text()
+        assert "<h1" in text, page
+        assert "```" not in text, f"a code block of {page} is not read as one"
+        assert not re.search(r'(?:src|<link [^>]*rel="stylesheet"[^>]*href)="https?:', text), (
+            f"{page} fetches something"
+        )
     assert (tmp_path / "site" / "evidence" / "demo-report-1280.png").is_file()
 
 
