@@ -183,9 +183,13 @@ def page() -> str:
         "empty, the message itself says what to do.\n",
     ]
     for topic in TOPICS:
-        rows = dict.fromkeys((m.text, m.module) for m in known if topic_of(m.module) is topic and m.speaks)
+        modules: dict[str, dict[str, None]] = {}  # of each message: it may be raised in several
+        for message in known:
+            if topic_of(message.module) is topic and message.speaks:
+                modules.setdefault(message.text, {})[message.module] = None
         parts.append(f"## {topic.title}\n\n{topic.cure}\n\n| message | what to do | raised in |\n|---|---|---|")
-        parts += [f"| {_cell(text)} | {cure.get(text, '')} | `{module}` |" for text, module in rows]
+        for text, where in modules.items():
+            parts.append(f"| {_cell(text)} | {cure.get(text, '')} | {', '.join(f'`{module}`' for module in where)} |")
         parts.append("")
     return "\n".join(parts)
 
