@@ -1,7 +1,4 @@
-"""The memory that `anew train` and `anew finetune` estimate before they start, beside the peak of the run.
-
-``python -m evidence memory`` after ``make finetune-demo``, which brings a model to fine-tune.
-"""
+"""The memory that `anew train` estimates before it starts, beside the peak of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from anew.train.config import resolve
 from anew.train.display import PlainDisplay
 from anew.train.memory import peak_memory
 from evidence import record
-from evidence.finetune import settings
 
 #: Preset, device, batch size, tokens in a row.
 CASES = (
@@ -27,8 +23,6 @@ CASES = (
     ("stories110m", "cpu", 1, 256),
     ("stories110m", "emulator", 1, 256),
 )
-#: Device, whether activations are computed twice, and rows of 128 tokens: with the fine-tuning demo's model and data.
-FINETUNED = (("cpu", False, 4), ("emulator", False, 4), ("emulator", True, 4), ("emulator", False, 8))
 
 
 def measure(preset: str, device: str, batch_size: int, seq_len: int) -> dict[str, float]:
@@ -52,41 +46,13 @@ def measure(preset: str, device: str, batch_size: int, seq_len: int) -> dict[str
     return {"estimated": run["estimated_memory"], "measured": run["peak_memory"] - before["peak"]}
 
 
-def measure_finetuning(device: str, checkpoint: bool, batch_size: int) -> dict[str, float]:
-    """Two iterations in this process; returns gigabytes estimated, and the peak beyond what data and imports took."""
-    from anew.finetune import run as module
-
-    before = {}
-    check_memory = module.check_memory
-
-    def noting_check(model: Any, config: Any, train: Any) -> Any:
-        weights = sum(
-            p.numel() * bool(p.detach().sum().isfinite()) for p in model.parameters()
-        )  # read: files are mapped
-        before["peak"] = peak_memory() - 4e-9 * weights
-        return check_memory(model, config, train)
-
-    module.check_memory = noting_check  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = {"grad_checkpoint": checkpoint, "batch_size": batch_size, "adapter_path": Path(folder) / "out"}
-        config = settings(device, "fast", 2, **chosen)
-        module.run(config, PlainDisplay(), ["memory"])
-        run = json.loads((config.adapter_path / "run.json").read_text())
-    return {"estimated": run["estimated_memory"], "measured": run["peak_memory"] - before["peak"]}
-
-
-def in_a_process(measured: str, case: tuple[Any, ...]) -> dict[str, float]:
-    """Measure a case in a process of its own."""
-    code = f"import json; from evidence.memory import {measured}; print(json.dumps({measured}(*{case!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "ratio": found["estimated"] / found["measured"]}
-
-
 def main() -> None:
-    """Measure every case and write the record."""
-    figures = {"_".join(map(str, case)): in_a_process("measure", case) for case in CASES}
-    for device, checkpoint, rows in FINETUNED:
-        name = f"finetune_{device}_{rows}" + ("_checkpoint" if checkpoint else "")
-        figures[name] = in_a_process("measure_finetuning", (device, checkpoint, rows))
+    """Measure every case in a process of its own and write the record."""
+    figures = {}
+    for case in CASES:
+        code = f"import json; from evidence.memory import measure; print(json.dumps(measure(*{case!r})))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        found["ratio"] = found["estimated"] / found["measured"]
+        figures["_".join(map(str, case))] = found
     record.write("memory", figures)

@@ -62,23 +62,25 @@ def needed_memory(model: nn.Module, config: FinetuneConfig, train: Batches) -> f
     """Return the bytes that training will take in about, beyond the model as :func:`anew.finetune.adapt.adapt` left it.
 
     A copy without storage runs the longest batch forward once, which finds the exact size of what the backward pass
-    will wait for; with ``grad_checkpoint`` one layer's share of that is computed again at a time.
+    will wait for. In plain PyTorch ``grad_checkpoint`` leaves one layer's share of that at a time; on an engine it
+    saves next to nothing, and head and loss never hold all logits (``python -m evidence finetune_memory``).
     """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = TRAINED * sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = repeated_layers(model)
-    on_engine = 0 if config.device == "cpu" else ON_ENGINE * sum(p.numel() for x in layers for p in x.parameters())
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
-        twin: Any = copy.deepcopy(model)
+        twin: Any = copy.deepcopy(model).train()
     with mode:
         ids = torch.zeros(config.batch_size, train.lengths()[-1], dtype=torch.int64)
-        kept = float(kept_for_backward(twin.train(), ids))
-        if config.grad_checkpoint:
-            with quiet():  # transformers renames what it is called by
-                twin.gradient_checkpointing_disable()
-            kept += kept_for_backward(twin, ids) / len(layers)
-    logits = 4 * ids.numel() * twin.config.get_text_config().vocab_size
-    return TRAINED * trained + on_engine + kept + LOGITS * logits
+        logits = 4 * ids.numel() * twin.config.get_text_config().vocab_size
+        checkpointed = kept_for_backward(twin, ids)
+        with quiet():  # transformers renames what it is called by
+            twin.gradient_checkpointing_disable()
+        kept = kept_for_backward(twin, ids)
+    if config.device != "cpu":
+        return trained + ON_ENGINE * sum(p.numel() for x in layers for p in x.parameters()) + kept - logits
+    activations = checkpointed + kept / len(layers) if config.grad_checkpoint else kept
+    return trained + activations + LOGITS * logits
 
 
 def check_memory(model: nn.Module, config: FinetuneConfig, train: Batches) -> float | None:
@@ -96,6 +98,6 @@ def check_memory(model: nn.Module, config: FinetuneConfig, train: Batches) -> fl
         raise UserError(
             f"this run needs about {needed / 1e9:.1f} GB of memory beside the model and {available / 1e9:.1f} GB are "
             "available: lower --batch-size (--grad-accumulation-steps makes up for it) or --max-seq-length, or give "
-            "--grad-checkpoint, or --allow-swap to start anyway"
+            "--allow-swap to start anyway"
         )
     return needed + WEIGHT * sum(p.numel() for p in model.parameters())
