@@ -34,6 +34,7 @@ MEASUREMENTS = (
     "demo",
     "walk",
     "finetune",
+    "finetune_memory",
     "ecosystem",
     "baked",
     "quotes",

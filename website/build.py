@@ -19,6 +19,8 @@ GENERATED = {
     "reference/api.md": api.page,
     "reference/errors.md": errors.page,
 }
+#: The start of a code block; what stands after its language is for the tests alone, and zensical takes no such word.
+_FENCE = re.compile(r"^( *```\w+) .*$", re.MULTILINE)
 
 
 def build(target: Path) -> None:
@@ -43,10 +45,12 @@ def gather(docs: Path) -> None:
     shutil.copytree(ROOT / "docs", docs)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (docs / "index.md").write_text(_as_first_page(readme), encoding="utf-8")
-    for name, page in GENERATED.items():
+    for name, generated in GENERATED.items():
         path = docs / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(page(), encoding="utf-8")
+        path.write_text(generated(), encoding="utf-8")
+    for page in docs.rglob("*.md"):
+        page.write_text(_FENCE.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _as_first_page(readme: str) -> str:

@@ -26,14 +26,15 @@ SAYS = re.compile(
     r"|must be |has to be |\bneeds? |is one of|are one of|known: |rows: |exist for|it takes |takes at most",
     re.IGNORECASE,
 )
-#: Errors of anew's, and functions that make one, by the position of the message among their arguments.
-RAISED = {
+#: Errors of anew's, and functions that make one, by the position of the message among their arguments; an error of
+#: several arguments, by the sentence that it makes of them.
+RAISED: dict[str, int | str] = {
     "AnewError": 0,
     "UserError": 0,
     "BadRow": 0,
     "MilError": 0,
     "DeviceError": 1,
-    "FrameworkError": 0,
+    "FrameworkError": '{1} failed with {2} code {3}; "{4}"; {5}',
     "NotLowered": 0,
     "PlacementError": 0,
     "WorkerLost": 0,
@@ -55,7 +56,7 @@ TOPICS = (
         "Training and its data",
         "The message names the flag, the file or the line: change that and start again; nothing was overwritten. A run "
         "that stopped in the middle names its last good checkpoint, and `--resume` goes on from there.",
-        ("train", "report", "callbacks.py"),
+        ("train", "report", "callbacks.py", "errors.py"),
     ),
     Topic(
         "Fine-tuning",
@@ -131,17 +132,29 @@ def messages() -> Iterator[Message]:
         module = path.relative_to(PACKAGE).as_posix()
         for function, call in raised(ast.parse(path.read_text(encoding="utf-8")), ""):
             name = call.func.id if isinstance(call.func, ast.Name) else ""
-            if name in RAISED and len(call.args) > RAISED[name]:
-                yield Message(_text(call.args[RAISED[name]]), module, function)
+            if name in RAISED and function not in RAISED:
+                text = _message(call, RAISED[name])
+                if text is not None:
+                    yield Message(text, module, function)
 
 
 def raised(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
-    """Yield each call whose result is raised below a node, with the function that it stands in."""
+    """Yield each call whose result is raised, or returned, below a node, with the function that it stands in."""
     for child in ast.iter_child_nodes(node):
         inner = child.name if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else function
-        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
-            yield inner, child.exc
+        found = child.exc if isinstance(child, ast.Raise) else child.value if isinstance(child, ast.Return) else None
+        if isinstance(found, ast.Call):
+            yield inner, found
         yield from raised(child, inner)
+
+
+def _message(call: ast.Call, where: int | str) -> str | None:
+    """The message among the arguments of a call, or the sentence made of them up to the last that is given."""
+    given = [_text(argument) for argument in call.args]
+    if isinstance(where, int):
+        return given[where] if where < len(given) else None
+    parts = (part for part in where.split("; ") if all(int(n) < len(given) for n in re.findall(r"{(\d)}", part)))
+    return "; ".join(parts).format(*given)
 
 
 def _text(node: ast.expr) -> str:
@@ -170,9 +183,13 @@ def page() -> str:
         "empty, the message itself says what to do.\n",
     ]
     for topic in TOPICS:
-        rows = dict.fromkeys((m.text, m.module) for m in known if topic_of(m.module) is topic and m.speaks)
+        modules: dict[str, dict[str, None]] = {}  # of each message: it may be raised in several
+        for message in known:
+            if topic_of(message.module) is topic and message.speaks:
+                modules.setdefault(message.text, {})[message.module] = None
         parts.append(f"## {topic.title}\n\n{topic.cure}\n\n| message | what to do | raised in |\n|---|---|---|")
-        parts += [f"| {_cell(text)} | {cure.get(text, '')} | `{module}` |" for text, module in rows]
+        for text, where in modules.items():
+            parts.append(f"| {_cell(text)} | {cure.get(text, '')} | {', '.join(f'`{module}`' for module in where)} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import anew
+from anew.adapters.dora import let_dynamo_capture_dora
 from anew.frontend.options import Options
 from anew.frontend.session import session_for
 from tests.emulator.training import TOKENS, compiled, gradients, reference
@@ -84,10 +85,13 @@ def test_evaluating_disabling_and_merging(model):
     assert [n for n, _ in merged.named_parameters() if "lora" in n] == []
 
 
-def test_adapters_over_checkpointed_layers(llama):
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_over_checkpointed_layers(llama, dora):
     net = llama()
     net.activation_checkpointing_enable({"use_reentrant": False})
-    net = compiled(adapted(net))
+    if dora:
+        let_dynamo_capture_dora()
+    net = compiled(adapted(net, use_dora=dora))
     net.enable_input_require_grads()
     check_gradients(net)
 

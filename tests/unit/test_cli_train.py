@@ -183,7 +183,11 @@ def test_no_data_exits_1(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "--nonsense"], "anew: error: unrecognized arguments: --nonsense"),
+        (["train", "--nonsense"], "anew train: error: unrecognized arguments: --nonsense (see anew train --help)"),
+        (
+            ["finetune", "--batchsize", "2"],
+            "anew finetune: error: unrecognized arguments: --batchsize 2; did you mean --batch-size? (see",
+        ),
         (["train", "--device", "gpu"], "anew train: error: argument --device: invalid choice: 'gpu'"),
         (["train", "--steps", "many"], "anew train: error: argument --steps: invalid int value: 'many'"),
         (["tarin"], "anew: error: argument VERB: invalid choice: 'tarin'"),

@@ -29,7 +29,7 @@ def test_what_backward_waits_for_is_counted_once_and_without_parameters() -> Non
     embedded = squared = 4 * 10 * 6
     log_probabilities = 4 * 10 * 10
     total_weight = 4
-    found = estimate._kept_for_backward(Squares(), ids)
+    found = estimate.kept_for_backward(Squares(), ids)
     assert found == 8 * 10 + embedded + squared + log_probabilities + total_weight
 
 

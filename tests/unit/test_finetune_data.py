@@ -5,14 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from mlx_lm.tuner.datasets import create_dataset
 
 from anew.errors import UserError
 from anew.finetune.batches import IGNORED, Batches, bucket
 from anew.finetune.examples import Encoder, Example, fit, stop_tokens
+from anew.finetune.hub import read_hub
 from anew.finetune.options import FinetuneConfig
 from anew.finetune.preview import preview, stop_warning
-from anew.finetune.rows import read_rows
+from anew.finetune.rows import Names, read_rows
 from tests.pretrained import make_tokenizer
 
 USER, HELPER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
@@ -228,3 +230,62 @@ def test_a_data_set_of_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"there is no folder who/what; .* pip install 'anew\[hub\]'"):
         read_rows(FinetuneConfig(data="who/what"), ["train"])
+
+
+def test_a_data_set_the_hub_does_not_answer_for_is_refused_before_datasets_asks(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+
+    def unreachable(self, name, timeout):
+        raise ConnectionError(f"no answer for {name} in {timeout} s")
+
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it waits for half a minute"))
+    with pytest.raises(UserError, match="the Hugging Face hub gives no such data set: no answer for who/what in 10 s"):
+        read_rows(FinetuneConfig(data="who/what"), ["train"])
+
+
+class TestWhatDatasetsLoads:
+    """Parquet files in a folder: read by `datasets` as a data set of the hub is, and no network is needed."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        rows = [{"q": f"q {n}", "a": f"a {n}", "text": f"text {n}"} for n in range(10)]
+        data = datasets.Dataset.from_list(rows)
+        (tmp_path / "set").mkdir()
+        data.to_parquet(tmp_path / "set" / "train.parquet")
+        data.select([4]).to_parquet(tmp_path / "set" / "validation.parquet")
+        return tmp_path / "set"
+
+    def test_entries_have_splits_and_columns(self, folder):
+        columns = {"prompt_feature": "q", "completion_feature": "a"}
+        entry = {"path": str(folder), "train_split": "train[:30%]", "test_split": "validation"}
+        found = read_rows(
+            FinetuneConfig(hf_dataset=[entry | columns, {"path": str(folder)}]), ["train", "valid", "test"]
+        )
+        assert [len(found[split]) for split in ("train", "valid", "test")] == [3 + 8, 1 + 1, 1]
+        assert found["train"][2].content == {"prompt": "q 2", "completion": "a 2"}
+        assert found["train"][2].place == f"{folder}[train[:30%]]:3"
+        assert [row.content for row in found["valid"]] == [{"prompt": "q 9", "completion": "a 9"}, {"text": "text 9"}]
+        assert found["test"][0].content["prompt"] == "q 4"
+
+    def test_a_data_set_by_its_name_has_the_splits_that_it_names(self, folder):
+        found = read_hub(FinetuneConfig(data=str(folder)), Names(), ("train", "valid", "test"))
+        assert [len(found[split]) for split in ("train", "valid", "test")] == [10, 1, 0]
+
+    @pytest.mark.parametrize(
+        ("entry", "said"),
+        [
+            ({"train_split": "tain"}, 'datasets cannot load .*set: Unknown split "tain"'),
+            (
+                {"prompt_feature": "qq", "completion_feature": "a", "text_feature": "t"},
+                r"train\[:80%\]\]:1: its keys are",
+            ),
+            ({"split": "train"}, "hf_dataset: 'split' is unknown: did you mean 'test_split'"),
+        ],
+        ids=["split", "columns", "key"],
+    )
+    def test_what_cannot_be_read_is_named(self, folder, entry, said):
+        with pytest.raises(UserError, match=said):
+            read_rows(FinetuneConfig(hf_dataset={"path": str(folder)} | entry), ["train"])

@@ -138,6 +138,18 @@ def test_the_split_of_time_adds_up():
     assert sum(split.values()) == pytest.approx(10.0)
 
 
+def test_a_first_step_that_compiles_does_not_flatten_the_time_of_the_others():
+    run = Run("r", None, ABOUT, [untrained(), record(1, seconds=30.0), *(record(n) for n in range(2, 8))])
+    drawn = {chart.id: chart for chart in charts([run])}
+    shown = drawn["chart-seconds"].spec["encoding"]["y"]["scale"]["domain"]
+    assert shown == pytest.approx([0, 1.1 * 0.5])
+    assert "up to 30 s" in drawn["chart-seconds"].about
+    assert "there were none" in drawn["chart-rescaled"].about
+    even = next(c for c in charts([Run("r", None, ABOUT, run.records[2:])]) if c.id == "chart-seconds")
+    assert even.spec["encoding"]["y"]["scale"]["domain"] == [0, 0.5]
+    assert "beyond" not in even.about
+
+
 def test_a_run_that_was_killed_before_a_step_has_a_report(tmp_path):
     about = {key: ABOUT[key] for key in ("command", "config", "versions", "machine")} | {"status": "running"}
     run = leave(tmp_path / "mine", steps=0, about=about)
@@ -178,6 +190,15 @@ def test_further_errors_name_what_is_wrong(tmp_path, capsys):
     assert said(capsys, run, "--out", missing) == f"anew: error: cannot write {missing}: No such file or directory"
     (run / "metrics.jsonl").unlink()
     assert said(capsys, run).startswith(f"anew: error: cannot read {run / 'metrics.jsonl'}: ")
+
+
+def test_a_comparison_leaves_each_run_its_own_report(tmp_path, monkeypatch, capsys):
+    runs = [leave(tmp_path / name) for name in ("mine", "yours")]
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert "mine, yours: anew report" in (tmp_path / "report.html").read_text()
+    assert not any((run / "report.html").exists() for run in runs)
 
 
 def test_open_shows_the_page(tmp_path, monkeypatch, capsys):

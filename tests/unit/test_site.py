@@ -30,7 +30,12 @@ def test_the_site_builds_strictly_and_has_every_page(tmp_path):
     pages = re.findall(r'"([\w/-]+)\.md"', CONFIG.read_text())
     assert {name.removesuffix(".md") for name in GENERATED} < set(pages)
     for page in pages:
-        assert "<h1" in (tmp_path / "site" / f"{page}.html").read_text(), page
+        text = (tmp_path / "site" / f"{page}.html").read_text()
+        assert "<h1" in text, page
+        assert "```" not in text, f"a code block of {page} is not read as one"
+        assert not re.search(r'(?:src|<link [^>]*rel="stylesheet"[^>]*href)="https?:', text), (
+            f"{page} fetches something"
+        )
     assert (tmp_path / "site" / "evidence" / "demo-report-1280.png").is_file()
 
 
@@ -97,6 +102,18 @@ def test_a_message_is_told_to_be_silent_about_what_to_do():
     assert not errors.SAYS.search("cannot read …: …")
     assert errors.SAYS.search("… is a file: give the folder with train.jsonl")
     assert errors.SAYS.search("--seed must be below 2^63, not …")
+
+
+def test_an_error_of_several_arguments_is_listed_by_the_sentence_that_it_makes():
+    from anew.device.framework import FrameworkError
+
+    listed = {message.text for message in errors.messages()}
+    assert (
+        str(FrameworkError("bind", "IOSurfaceLock", "IOSurface", 7))
+        == "bind: IOSurfaceLock failed with IOSurface code 7"
+    )
+    assert "IOSurfaceLock failed with IOSurface code …" in listed
+    assert '… failed with … code …; "…"; …' in listed  # what an NSError says, and what is known of it
 
 
 def test_no_error_of_anew_is_raised_by_a_name_that_the_page_does_not_know():

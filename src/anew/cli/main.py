@@ -1,13 +1,14 @@
 """The command `anew`: parses the command line, runs a verb, turns errors into one sentence and an exit code."""
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from anew.cli import convert, doctor, estimate, evaluate, finetune, fuse, generate, report, tokenize, train
 from anew.errors import reason_of
@@ -25,6 +26,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is, and exit with 2."""
         self.exit(MISUSED, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is not known here, with the nearest flag: a verb has other flags than the root."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+        return found, unknown
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,10 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(run=run)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of anew train or finetune")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write it (default: report.html in the first run's folder)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write it (default: report.html in the run's folder; of several runs, in the current one)",
     )
     parser.add_argument("--open", action="store_true", help="show it in the browser")
 
@@ -29,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the report and return the exit code."""
     from anew.report import REPORT, write_report
 
-    path = arguments.out or arguments.runs[0] / REPORT
+    alone = len(arguments.runs) == 1  # a comparison leaves each run its own report
+    path = arguments.out or (arguments.runs[0] / REPORT if alone else Path(REPORT))
     try:
         write_report(arguments.runs, path)
     except OSError as error:

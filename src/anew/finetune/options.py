@@ -35,7 +35,7 @@ class FinetuneConfig(Settings):
     FOLDER = "adapter_path"
     FREE = (
         *("data", "save_every", "keep", "steps_per_report", "train", "test", "test_batches"),
-        *("report_to", "project_name", "clear_cache_threshold", "recheck", "worker", "plain"),
+        *("report_to", "project_name", "clear_cache_threshold", "recheck", "worker", "allow_swap", "plain"),
     )
 
     model: str = option("Qwen/Qwen3-0.6b", "a Hugging Face folder, a GGUF file, or a name on the hub", metavar="MODEL")
@@ -97,6 +97,7 @@ class FinetuneConfig(Settings):
     recheck: int = option(0, "every so many runs on the engine are compared with the emulator; 0: none", metavar="N")
     worker: bool = option(False, "let a process of its own drive the device: if it aborts or hangs, it is replaced")
     base_bits: int = option(0, "16 or 8: compile the frozen base into the programs; 0: weights are inputs", metavar="N")
+    allow_swap: bool = option(False, "start even if more memory is needed than there is")
     plain: bool = option(False, "print log lines on a terminal too")
 
     @property

@@ -57,7 +57,11 @@ def read_rows(config: FinetuneConfig, wanted: Iterable[str]) -> dict[str, list[R
         raise UserError(f"--data {folder} is a file: give the folder with train.jsonl, valid.jsonl and test.jsonl")
     files = {split: folder / f"{split}.jsonl" for split in wanted}
     if not any(file.is_file() for file in files.values()):
-        raise UserError(f"{folder} holds none of {', '.join(file.name for file in files.values())}")
+        wanted_files = ", ".join(file.name for file in files.values())
+        raise UserError(
+            f"{folder} holds none of {wanted_files}: give a folder that does; one with other files, such as parquet, "
+            "is the 'path' of hf_dataset in the YAML file"
+        )
     return {split: read_file(file, names) if file.is_file() else [] for split, file in files.items()}
 
 

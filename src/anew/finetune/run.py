@@ -16,6 +16,7 @@ from anew.adapters.forms import MLX_WEIGHTS
 from anew.errors import UserError
 from anew.finetune.adapt import adapt, describe_trainable
 from anew.finetune.batches import Batches
+from anew.finetune.estimate import check_memory, check_weights
 from anew.finetune.examples import Encoder, Example, fit, stop_tokens
 from anew.finetune.loop import Finetuning, evaluate
 from anew.finetune.options import FinetuneConfig
@@ -23,6 +24,7 @@ from anew.finetune.preview import preview, stop_warning
 from anew.finetune.rows import read_rows
 from anew.finetune.sample import sample
 from anew.models import load
+from anew.models.quiet import quiet
 from anew.report import REPORT
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
@@ -58,6 +60,7 @@ def run(config: FinetuneConfig, display: Display, command: Sequence[str], checkp
     """
     keep_freed_memory()
     trackers = Trackers.of(config)
+    check_weights(config)
     display.say("Loading pretrained model")
     adapter = None if config.train else config.adapter_path
     model, tokenizer = load(config.model, adapter=adapter, trust_remote_code=config.trust_remote_code)
@@ -78,6 +81,8 @@ def _load_data(config: FinetuneConfig, model: nn.Module, tokenizer: Any, display
     rows = read_rows(config, wanted)
     for split in ("train", "test"):
         if split in wanted and not rows[split]:
+            if config.hf_dataset is not None:
+                raise UserError(f"hf_dataset gives no rows to {split} on: name them with '{split}_split'")
             raise UserError(f"{config.data} holds no rows to {split} on: {split}.jsonl is missing or empty")
     if "valid" in wanted and not rows["valid"]:
         display.say("[WARNING] Validation set not found or empty. Training will proceed without validation.")
@@ -123,6 +128,8 @@ def _train(
     saver = Saver(checkpoints, config, config.data, data.digest, trained_only=True)
     records = records_until(saver, checkpoint, display)
     model = _prepare(model, config)
+    needed = check_memory(model, config, data.train)
+    model = place(model, config)
     for line in _header(model, config, data):
         display.say(line)
     display.say(preview(data.first, tokenizer))
@@ -136,6 +143,7 @@ def _train(
         "parameters": count_parameters(model),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "lengths": data.train.lengths(),
+        "estimated_memory": None if needed is None else needed / 1e9,
     }
     title = f"{config.model}: {describe_device(statistics(model, config))}"
     conduct(loop, records, config.adapter_path, record, title, lambda: None, trackers)
@@ -152,8 +160,10 @@ def _prepare(model: nn.Module, config: FinetuneConfig) -> nn.Module:
         load_weights(model, config.resume_adapter_file)
     if config.grad_checkpoint:
         checkpointing: Any = model
-        checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
-    return place(model, config)
+        checkpointing.config.use_cache = False  # it does not go with checkpoints, and training has no use for it
+        with quiet():  # transformers renames what it is called by
+            checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def _header(model: nn.Module, config: FinetuneConfig, data: Data) -> list[str]:

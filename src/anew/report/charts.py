@@ -1,67 +1,29 @@
-"""The charts of a report, as Vega-Lite specifications made with altair.
-
-Colours of text and axes are the page's (``currentColor``), so that light and dark need no second drawing. Data come
-from two data sets of the page, ``steps`` and ``validations`` (:mod:`anew.report.points`), or stand in the chart.
-"""
+"""The charts of a report, as Vega-Lite specifications made with altair."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import altair as alt
 
+from anew.report.drawing import SIDES, STEPS, VALIDATIONS, Chart, color_by_run, draw, step_axis, value
+from anew.report.points import step_points
 from anew.report.run import Run
 
-HEIGHT = 240
+#: Height of a part in the picture of the placement.
 BLOCK = 30
-#: Engine and host: told apart by lightness too, and white text is readable on both.
-SIDES = {"engine": "#2563a8", "host": "#a8480f"}
-CONFIG: dict[str, Any] = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        **dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor", "gridColor"), "currentColor"),
-        "gridOpacity": 0.15,
-        "labelFontSize": 13,
-        "titleFontSize": 13,
-        "titleFontWeight": "normal",
-        "labelFlush": False,
-    },
-    "legend": {
-        "labelColor": "currentColor",
-        "titleColor": "currentColor",
-        "labelFontSize": 13,
-        "orient": "top",
-        "title": None,
-        "columns": 2,
-        "labelLimit": 260,
-    },
-    "line": {"strokeWidth": 1.8},
-}
-#: Quantities whose axis begins at 0.
-FROM_ZERO = ("memory", "speed")
-STEPS, VALIDATIONS = alt.NamedData("steps"), alt.NamedData("validations")
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart: its place on the page, heading, what it shows in a sentence, and the Vega-Lite specification."""
-
-    id: str
-    title: str
-    about: str
-    spec: dict[str, Any]
+#: A step that takes so many times the median is left out when the axis of the steps' time is chosen.
+USUAL = 4
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """Return every chart that the records of the runs have data for."""
-    color = _by_run(runs)
+    color = color_by_run(runs)
     drawn = [_loss(runs, color)]
     if any(run.records[1:] for run in runs):
-        drawn += [*_curves(color), _rescaled(color), _step_time(runs, color)]
+        drawn += [*_curves(color), _rescaled(runs, color), _step_time(runs, color)]
     own = [
         _time_split(runs),
         *(_placement(run, at, len(runs)) for at, run in enumerate(runs)),
@@ -80,55 +42,34 @@ def _curves(color: alt.Color) -> list[Chart]:
     ]
 
 
-def _chart(key: str, title: str, about: str, drawn: Any, height: int = HEIGHT) -> Chart:
-    drawn = drawn.properties(width="container", height=height, description=f"{title}. {about}")
-    spec = drawn.to_dict()
-    spec.pop("config", None)  # altair's own; the page has one for all
-    return Chart(f"chart-{key}", title, about, spec)
-
-
-def _step_axis() -> alt.X:
-    return alt.X("step:Q").title("step").axis(tickMinStep=1, tickCount=6)
-
-
-def _value(field: str, unit: str, form: str = "") -> alt.Y:
-    axis = alt.Axis(format=form, tickCount=6) if form else alt.Axis(tickCount=6)
-    return alt.Y(f"{field}:Q").title(unit or None).axis(axis).scale(zero=field in FROM_ZERO)
-
-
-def _by_run(runs: Sequence[Run]) -> alt.Color:
-    color = alt.Color("run:N").sort(None)
-    return color if len(runs) > 1 else color.legend(None)  # the page's heading names it
-
-
 def _curve(color: alt.Color, field: str, title: str, unit: str, about: str, form: str = "") -> Chart:
     drawn = (
         alt.Chart(STEPS)
         .transform_filter(f"isValid(datum.{field})")
         .mark_line(interpolate="step-after" if field == "scale" else "linear")
-        .encode(x=_step_axis(), y=_value(field, unit, form), color=color, tooltip=["run:N", "step:Q", f"{field}:Q"])
+        .encode(x=step_axis(), y=value(field, unit, form), color=color, tooltip=["run:N", "step:Q", f"{field}:Q"])
     )
-    return _chart(field, title, about, drawn)
+    return draw(field, title, about, drawn)
 
 
 def _loss(runs: Sequence[Run], color: alt.Color) -> Chart:
     kind = alt.StrokeDash("kind:N", scale=alt.Scale(domain=["training", "validation"], range=[[1, 0], [5, 3]]))
-    shared = {"x": _step_axis(), "color": color, "tooltip": ["run:N", "kind:N", "step:Q", "loss:Q"]}
+    shared = {"x": step_axis(), "color": color, "tooltip": ["run:N", "kind:N", "step:Q", "loss:Q"]}
     training = (
         alt.Chart(STEPS)
         .transform_filter("isValid(datum.loss)")
         .transform_calculate(kind="'training'")
         .mark_line(opacity=0.75)
-        .encode(y=_value("loss", "nats per token"), strokeDash=kind, **shared)
+        .encode(y=value("loss", "nats per token"), strokeDash=kind, **shared)
     )
     validation = (
         alt.Chart(VALIDATIONS)
         .transform_calculate(kind="'validation'")
         .mark_line(point={"size": 45, "filled": True})
-        .encode(y=_value("loss", "nats per token"), strokeDash=kind, **shared)
+        .encode(y=value("loss", "nats per token"), strokeDash=kind, **shared)
     )
     ends = "; ".join(_loss_in_words(run) for run in runs)
-    return _chart("loss", "Loss", f"Training and validation loss over the steps. {ends}.", training + validation, 320)
+    return draw("loss", "Loss", f"Training and validation loss over the steps. {ends}.", training + validation, 320)
 
 
 def _loss_in_words(run: Run) -> str:
@@ -138,37 +79,58 @@ def _loss_in_words(run: Run) -> str:
     return f"{run.name}: {', '.join(ends) or 'nothing measured'}"
 
 
-def _rescaled(color: alt.Color) -> Chart:
+def _rescaled(runs: Sequence[Run], color: alt.Color) -> Chart:
+    most = max(point["rescaled"] for point in step_points(runs))
     drawn = (
         alt.Chart(STEPS)
         .mark_bar(width=3)
         .encode(
-            x=_step_axis(),
-            y=alt.Y("rescaled:Q").title("calls run again").axis(tickMinStep=1, tickCount=6).stack(None),
+            x=step_axis(),
+            y=alt.Y("rescaled:Q")
+            .title("calls run again")
+            .axis(format="d", tickCount=min(max(most, 1), 6))
+            .scale(domain=[0, max(most, 1)])
+            .stack(None),
             color=color,
             tooltip=["run:N", "step:Q", "rescaled:Q"],
         )
     )
     about = "Region calls that ran again because a value outgrew its operand scale: none of their results was used"
-    return _chart("rescaled", "Operand-scale saturations", about, drawn)
+    about += "" if most else "; there were none"
+    return draw("rescaled", "Operand-scale saturations", about, drawn)
 
 
 def _step_time(runs: Sequence[Run], color: alt.Color) -> Chart:
+    top, beyond = _usual_time(runs)
     drawn = (
         alt.Chart(STEPS)
         .transform_fold(["device", "host"], as_=["where", "seconds"])
         .transform_filter("isValid(datum.seconds)")
         .transform_calculate(side="datum.where == 'device' ? 'programs on the device' : 'host'")
-        .encode(x=_step_axis(), tooltip=["run:N", "step:Q", "side:N", "seconds:Q"])
+        .encode(x=step_axis(), tooltip=["run:N", "step:Q", "side:N", "seconds:Q"])
     )
-    y = alt.Y("seconds:Q").title("seconds").axis(tickCount=6)
+    y = alt.Y("seconds:Q").title("seconds").axis(tickCount=6).scale(domain=[0, top])
     sides = alt.Scale(domain=["programs on the device", "host"], range=list(SIDES.values()))
     if len(runs) == 1:
-        drawn = drawn.mark_area(opacity=0.85).encode(y=y, color=alt.Color("side:N", scale=sides))
+        drawn = drawn.mark_area(opacity=0.85, clip=True).encode(y=y, color=alt.Color("side:N", scale=sides))
     else:
         dash = alt.StrokeDash("side:N").scale(domain=sides.domain, range=[[1, 0], [5, 3]])
-        drawn = drawn.mark_line().encode(y=y, color=color, strokeDash=dash)
-    return _chart("seconds", "Time of a step", "Seconds of a step in programs on the device and on the host", drawn)
+        drawn = drawn.mark_line(clip=True).encode(y=y, color=color, strokeDash=dash)
+    about = f"Seconds of a step in programs on the device and on the host{beyond}"
+    return draw("seconds", "Time of a step", about, drawn)
+
+
+def _usual_time(runs: Sequence[Run]) -> tuple[float, str]:
+    """Where the axis of a step's seconds ends, and a word on the longest step if it, a first one that compiles, is far
+    beyond."""
+    times = [point["device"] + point["host"] for point in step_points(runs) if point["host"] is not None]
+    if not times:
+        return 1.0, ""
+    usual = USUAL * median(times)
+    if max(times) <= usual:
+        return max(times), ""
+    top = 1.1 * max(t for t in times if t <= usual)
+    return top, f"; up to {max(times):.2g} s where programs were compiled or the machine was busy, beyond this chart"
 
 
 def split_of_time(run: Run) -> dict[str, float]:
@@ -205,7 +167,7 @@ def _time_split(runs: Sequence[Run]) -> Chart | None:
         )
     )
     about = "Seconds of the whole run by what they were spent on"
-    return _chart("split", "Where the time went", about, drawn, 44 * len(runs) + 20)
+    return draw("split", "Where the time went", about, drawn, 44 * len(runs) + 20)
 
 
 def _placement(run: Run, at: int, runs: int) -> Chart | None:
@@ -223,7 +185,7 @@ def _placement(run: Run, at: int, runs: int) -> Chart | None:
     )
     words = ", ".join(f"{part['name']} on the {part['where']}" for part in parts)
     title = "Placement" + (f" of {run.name}" if runs > 1 else "")
-    return _chart(f"placement-{at}", title, f"From input to output: {words}.", blocks + labels, BLOCK * len(parts))
+    return draw(f"placement-{at}", title, f"From input to output: {words}.", blocks + labels, BLOCK * len(parts))
 
 
 def _label(part: dict[str, Any]) -> str:
@@ -249,4 +211,4 @@ def _projection(runs: Sequence[Run], color: alt.Color) -> Chart | None:
             tooltip=["run:N", "chip:N", "seconds:Q", "error:Q"],
         )
     )
-    return _chart("projection", "Projected time of a step", "Projected, not measured: seconds of a step by chip", drawn)
+    return draw("projection", "Projected time of a step", "Projected, not measured: seconds of a step by chip", drawn)

@@ -31,7 +31,8 @@ def render(runs: Sequence[Run]) -> str:
     import jinja2
 
     from anew.report import facts
-    from anew.report.charts import CONFIG, charts
+    from anew.report.charts import charts
+    from anew.report.drawing import CONFIG
     from anew.report.points import step_points, steps_to_a_point, validation_points
 
     environment = jinja2.Environment(

@@ -143,4 +143,6 @@ def describe_result(history: History, seconds: float) -> str:
     if not history.val_losses:
         return f"No validation data; {taken}"
     first, last = history.val_losses[0], history.val_losses[-1]
+    if len(history.val_losses) == 1:
+        return f"Validation loss {first:.3f} at first, not measured again; {taken}"
     return f"Validation loss {first:.3f} -> {last:.3f} ({100 * (last - first) / first:+.0f} %) in {taken}"

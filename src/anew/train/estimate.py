@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anew.errors import UserError
 from anew.train.config import TrainConfig
+from anew.train.memory import available_memory
 from anew.train.model import build_model, count_parameters
 
 #: Bytes of a parameter: fp32 weight, gradient and AdamW's two moments; on an engine fp16 in two forms besides.
@@ -31,13 +30,13 @@ def needed_memory(config: TrainConfig) -> float:
     with FakeTensorMode():
         model = build_model(config.model, SimpleNamespace(bos_token_id=None, eos_token_id=None), config.seed)
         ids = torch.zeros(config.batch_size, config.seq_len, dtype=torch.int64)
-        kept = _kept_for_backward(model, ids)
+        kept = kept_for_backward(model, ids)
     parameter = PLAIN if config.device == "cpu" else PLAIN + ON_ENGINE
     logits = 4 * ids.numel() * config.model["vocab_size"]
     return parameter * count_parameters(model) + kept + LOGITS * logits
 
 
-def _kept_for_backward(model: Any, ids: Tensor) -> int:
+def kept_for_backward(model: Any, ids: Tensor) -> int:
     """Bytes of the tensors that autograd keeps in a forward pass with loss, the model's own parameters left out."""
     storages: dict[int, Any] = {}
 
@@ -54,15 +53,6 @@ def _kept_for_backward(model: Any, ids: Tensor) -> int:
 
 def _storages(model: nn.Module) -> set[int]:
     return {p.untyped_storage()._cdata for p in model.parameters()}
-
-
-def available_memory() -> float:
-    """Return the bytes that a process can take without swapping; where the system does not say, all that there are."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def check_memory(config: TrainConfig) -> float | None:

@@ -1,9 +1,11 @@
-"""Process memory: keeping what one step frees for the next, and the peak."""
+"""Process memory: keeping what one step frees for the next, the peak, and what is there to take."""
 
 import ctypes
+import os
 import platform
 import resource
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
@@ -26,3 +28,12 @@ def peak_memory() -> float:
     """Return the largest resident size that the process had so far, in GB (1e9 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def available_memory() -> float:
+    """Return the bytes that a process can take without swapping; where the system does not say, all that there are."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
