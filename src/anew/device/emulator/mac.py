@@ -43,6 +43,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from anew.device.emulator import sums
 from anew.device.emulator.amx import multiply
 from anew.device.emulator.fused import finish_product_
 from anew.device.emulator.rounding import (
@@ -445,6 +446,6 @@ def matmul_finished(
     found = multiply(a, b, carried, factor, into)
     if found is not None:
         return found
-    sums = torch.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
-    largest = finish_product_(sums, factor, carried)
-    return (sums if into is None else into.copy_(sums)), largest
+    product = sums.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
+    largest = finish_product_(product, factor, carried)
+    return (product if into is None else into.copy_(product)), largest
