@@ -33,6 +33,7 @@ and sums of up to 32767 products of any finite operands are exact.
 """
 
 import math
+import threading
 from typing import Any
 
 import numba
@@ -446,6 +447,21 @@ def matmul_finished(
     found = multiply(a, b, carried, factor, into)
     if found is not None:
         return found
-    product = sums.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
+    product = sums.matmul(*(_wide(x, place) for place, x in enumerate((a, b)))).contiguous()
     largest = finish_product_(product, factor, carried)
     return (product if into is None else into.copy_(product)), largest
+
+
+_scratch = threading.local()
+"""Memory of each thread for the float32 forms of operands: fresh memory would cost more than what is written to it."""
+
+
+def _wide(x: Tensor, place: int) -> Tensor:
+    """An operand as float32; of an fp16 one, in memory that serves until the next operand at this ``place``."""
+    if x.dtype != torch.float16:
+        return x
+    kept = vars(_scratch).get(str(place))
+    if kept is None or kept.numel() < x.numel():
+        kept = torch.empty(x.numel())
+        setattr(_scratch, str(place), kept)
+    return widen(x, kept[: x.numel()].view(x.shape))
