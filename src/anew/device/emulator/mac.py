@@ -33,7 +33,6 @@ and sums of up to 32767 products of any finite operands are exact.
 """
 
 import math
-import threading
 from typing import Any
 
 import numba
@@ -44,7 +43,6 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from anew.device.emulator import sums
 from anew.device.emulator.amx import multiply
 from anew.device.emulator.fused import finish_product_
 from anew.device.emulator.rounding import (
@@ -53,8 +51,8 @@ from anew.device.emulator.rounding import (
     float_of_bits,
     one_ulp_up,
     power_of_two_part,
-    widen,
 )
+from anew.device.emulator.sums import float32_matmul
 from anew.device.team import run_tasks
 from anew.device.transfer import magnitude_bits
 
@@ -447,21 +445,6 @@ def matmul_finished(
     found = multiply(a, b, carried, factor, into)
     if found is not None:
         return found
-    product = sums.matmul(*(_wide(x, place) for place, x in enumerate((a, b)))).contiguous()
+    product = float32_matmul(a, b).contiguous()
     largest = finish_product_(product, factor, carried)
     return (product if into is None else into.copy_(product)), largest
-
-
-_scratch = threading.local()
-"""Memory of each thread for the float32 forms of operands: fresh memory would cost more than what is written to it."""
-
-
-def _wide(x: Tensor, place: int) -> Tensor:
-    """An operand as float32; of an fp16 one, in memory that serves until the next operand at this ``place``."""
-    if x.dtype != torch.float16:
-        return x
-    kept = vars(_scratch).get(str(place))
-    if kept is None or kept.numel() < x.numel():
-        kept = torch.empty(x.numel())
-        setattr(_scratch, str(place), kept)
-    return widen(x, kept[: x.numel()].view(x.shape))
