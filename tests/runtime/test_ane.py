@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from anew.chips import load_chip
+from anew.device.ane import operation as operation_module
+from anew.device.ane.engine import REQUEST
+from anew.device.ane.operation import KEPT
 from anew.device.base import DeviceError
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.framework import FrameworkError, FrameworkWarning
@@ -162,12 +165,9 @@ def test_a_surface_that_is_too_short_is_named(engine):
     program = engine.compile(*difference((1, 4, 128, 64)))
     short, long = engine.buffers.lease((4,)), engine.buffers.lease((1, 4, 128, 64))
     surfaces = [engine.buffers.surfaces[buffer.data_ptr()] for buffer in (short, long)]
-    for surface in surfaces:
-        surface.unlock()
     with pytest.raises(FrameworkError, match=r"execute: .*evaluateWithModel.* code 8; .*0x1d.*a surface is smaller"):
-        program.run([surfaces[0], surfaces[1]], [surfaces[1], surfaces[1]])
-    for surface in surfaces:
-        surface.lock()
+        program.request([surfaces[0], surfaces[1], surfaces[1], surfaces[1]]).run()
+    assert short.fill_(1.0).sum() == 4  # the processor has its memory back
 
 
 def test_loaded_programs_are_kept_within_the_limit(make_classes, open_ane):
@@ -199,9 +199,31 @@ def test_the_120th_compile_through_the_wrapper_is_an_error_of_its_own(make_class
         engine.compile(*difference())
 
 
+def test_a_request_is_made_once_for_a_set_of_buffers_and_kept_for_so_many(fake, program, monkeypatch):
+    monkeypatch.setattr(operation_module, "KEPT", 3)
+    operation, pool = program.operation(), program.device.buffers
+    sets = [{n: pool.lease(SHAPE).fill_(i) for n in ("x", "y", "low", "high")} for i in range(4)]
+    fake.log_calls()
+
+    def made(*order):
+        before = fake.calls.count(REQUEST)
+        for i in order:
+            sets[i]["x"].fill_(i + 1)
+            operation.bind(sets[i])
+            operation.execute()
+            assert sets[i]["low"].unique().tolist() == [1.0]  # x is larger than y by one
+        return fake.calls.count(REQUEST) - before
+
+    assert made(0, 1, 2, 0, 1, 2) == 3
+    assert made(3, 3, 1, 2) == 1
+    assert fake.alive["_ANERequest"] == 3
+    assert made(0) == 1
+
+
 def test_500_calls_do_not_grow(fake, program):
     operation = program.operation()
-    run(operation, x=values(0), y=values(1))
+    for seed in range(KEPT):  # an operation keeps a request for each set of buffers, up to so many
+        run(operation, x=values(seed), y=values(1))
     alive, allocated = fake.alive, program.device.buffers.allocated_bytes
     for seed in range(500):
         run(operation, x=values(seed), y=values(1))

@@ -90,6 +90,15 @@ class Runtime:
         symbol.restype, symbol.argtypes = result, arguments
         return symbol
 
+    def untyped(self, name: str) -> Callable[..., int]:
+        """A C function that gives an int. Arguments carry their types: objects of ctypes, None, ints of 32 bits.
+
+        A call takes two thirds of the time: nothing is converted.
+        """
+        self._symbol(name)
+        library = next(library for library in self.libraries if hasattr(library, name))
+        return library[name]
+
     def constant(self, name: str) -> int:
         """The address that a global variable holds."""
         self._symbol(name)
@@ -127,7 +136,24 @@ class Runtime:
         send = self._messenger(*types)
         if found[1] == "+":
             return functools.partial(send, owner, selector)
-        return lambda receiver, *arguments: send(receiver, selector, *arguments)
+        return Message(send, selector)
+
+
+class Message:
+    """A method of objects, to be called with the object first."""
+
+    __slots__ = ("_selector", "_send")
+
+    def __init__(self, send: Callable[..., Any], selector: int) -> None:
+        self._send, self._selector = send, selector
+
+    def __call__(self, receiver: int, *arguments: Any) -> Any:
+        """Send the message."""
+        return self._send(receiver, self._selector, *arguments)
+
+    def to(self, receiver: int, *first: Any) -> Callable[..., Any]:
+        """Bind the object and the first arguments, for calls that come often."""
+        return functools.partial(self._send, receiver, self._selector, *first)
 
 
 #: What :class:`Objects` needs of NSObject.

@@ -43,3 +43,10 @@ void violation(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool fails(const char *name);
 // An argument of a method must be of a class; false, and a violation, when it is not.
 bool expect(id object, const char *class_name, const char *method, int argument);
+// Where the cost of calls is measured (UNCHECKED), what a run calls does nothing.
+#ifdef UNCHECKED
+enum { unchecked = true };
+#define DOES_NOTHING(result) if (unchecked) return result
+#else
+#define DOES_NOTHING(result)
+#endif

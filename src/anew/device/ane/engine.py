@@ -16,7 +16,7 @@ from anew.device.ane.methods import COMMON
 from anew.device.ane.models import ClientWay, InMemoryWay, Model, Way
 from anew.device.ane.operation import AneOperation
 from anew.device.ane.ports import Procedure, check_layout, check_names, read_procedure, row_stride
-from anew.device.ane.surfaces import PAGE, Surface, SurfaceFunctions, SurfacePool
+from anew.device.ane.surfaces import PAGE, Surface, SurfaceFunctions, SurfacePool, SurfaceSet
 from anew.device.base import Device, DeviceError, LoadedProgram, Port
 from anew.device.foundation import ARRAY, Foundation
 from anew.device.framework import FrameworkWarning
@@ -99,6 +99,8 @@ class AneProgram(LoadedProgram):
         for port in self.ports.values():
             self._check_layout(port, procedure)
         self.model, self.procedure, self.released = model, procedure, False
+        #: Names of the ports in the order of a request's surfaces: inputs, then outputs.
+        self.request_order = (*procedure.inputs.names, *procedure.outputs.names)
         foundation = engine.foundation
         self._input_indices, self._output_indices = (
             foundation.keep(stack, foundation.array([foundation.number(i) for i in side.indices]), ARRAY, "load")
@@ -120,27 +122,46 @@ class AneProgram(LoadedProgram):
         """Make an operation instance; instances share the loaded model and own their bindings."""
         return AneOperation(self)
 
-    def run(self, inputs: Sequence[Surface], outputs: Sequence[Surface]) -> None:
-        """Run over surfaces in the procedure's own order; raises FrameworkError, DeviceError after ``release``."""
+    def request(self, surfaces: Sequence[Surface]) -> Request:
+        """Make a request over surfaces in the order of :attr:`request_order`; DeviceError after ``release``."""
         if self.released:
             raise DeviceError("execute", "the program has been released; compile it again")
-        foundation = self.device.foundation
-        with foundation.pool():
-            request = self.device.make_request(
-                foundation.array([surface.object for surface in inputs]),
+        foundation, count = self.device.foundation, len(self.inputs)
+        with ExitStack() as stack, foundation.pool():
+            made = self.device.make_request(
+                foundation.array([surface.object for surface in surfaces[:count]]),
                 self._input_indices,
-                foundation.array([surface.object for surface in outputs]),
+                foundation.array([surface.object for surface in surfaces[count:]]),
                 self._output_indices,
                 None,
                 None,
                 self._index,
             )
-            if not request:
+            if not made:
                 raise foundation.error("bind", REQUEST, None)
-            self.model.evaluate(request)
+            handle = foundation.keep(stack, made, REQUEST, "bind")
+            return Request(self.model, handle, SurfaceSet(self.device.buffers.functions, surfaces), stack)
 
     def release(self) -> None:
         """Unload the program and delete its folder."""
         self.released = True
         self._handles.close()
         super().release()
+
+
+class Request:
+    """A request of the framework over a set of surfaces; released when no operation keeps it."""
+
+    def __init__(self, model: Model, handle: int, surfaces: SurfaceSet, stack: ExitStack) -> None:
+        self._evaluate, self._handle, self._surfaces = model.evaluate, handle, surfaces
+        self._pool = model.foundation.pool()
+        weakref.finalize(self, stack.pop_all().close).atexit = False
+
+    def run(self) -> None:
+        """Run to its end; raises FrameworkError."""
+        try:
+            self._surfaces.unlock()
+            with self._pool:
+                self._evaluate(self._handle)
+        finally:
+            self._surfaces.lock()
