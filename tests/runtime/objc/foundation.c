@@ -150,6 +150,15 @@ static id domain_of(id object) { return ((failure *)payload(object))->domain; }
 static id said_of(id object) { return ((failure *)payload(object))->said; }
 static int64_t code_of(id object) { return ((failure *)payload(object))->code; }
 
+// ---- NSProcessInfo
+
+int fake_low_power, fake_thermal_state;
+static id process_info;
+
+static id shared_process_info(void) { return process_info; }
+static bool low_power(void) { return fake_low_power; }
+static int64_t thermal_state(void) { return fake_thermal_state; }
+
 __attribute__((constructor(102))) static void define(void) {
     string = make_class("NSString", root_class, sizeof(buffer));
     data = make_class("NSData", root_class, sizeof(buffer));
@@ -158,6 +167,11 @@ __attribute__((constructor(102))) static void define(void) {
     dictionary = make_class("NSDictionary", root_class, sizeof(collection));
     url = make_class("NSURL", root_class, sizeof(buffer));
     error = make_class("NSError", root_class, sizeof(failure));
+    Class information = make_class("NSProcessInfo", root_class, 0);
+    process_info = make_object(information);
+    add_method(information, '+', "processInfo", "@16@0:8", shared_process_info);
+    add_method(information, '-', "isLowPowerModeEnabled", "B16@0:8", low_power);
+    add_method(information, '-', "thermalState", "q16@0:8", thermal_state);
     add_method(string, '+', "stringWithUTF8String:", "@24@0:8r*16", string_with);
     add_method(string, '-', "UTF8String", "r*16@0:8", utf8);
     add_method(string, '-', "dealloc", "v16@0:8", drop_bytes);

@@ -10,7 +10,6 @@ import ctypes
 import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import NoReturn
 
 import numpy as np
 
@@ -113,7 +112,8 @@ class SurfaceSet:
             for surface in self.surfaces:
                 surface.unlock()
         elif any(codes := list(map(self.functions.unlocks, *self._arguments))):
-            self._fail("IOSurfaceUnlock", codes, locked=False)
+            self._note(codes, locked=False)
+            raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", next(filter(None, codes)))
 
     def lock(self) -> None:
         """Give all memory to the processor; raises FrameworkError."""
@@ -121,14 +121,14 @@ class SurfaceSet:
             for surface in self.surfaces:
                 surface.lock()
         elif any(codes := list(map(self.functions.locks, *self._arguments))):
-            self._fail("IOSurfaceLock", codes, locked=True)
+            self._note(codes, locked=True)
+            raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", next(filter(None, codes)))
 
-    def _fail(self, call: str, codes: list[int], *, locked: bool) -> NoReturn:
-        """From now on each surface is looked at before it is locked or unlocked."""
+    def _note(self, codes: list[int], *, locked: bool) -> None:
+        """One failed: from now on each surface is looked at before it is locked or unlocked."""
         self.functions.all_locked = False
         for surface, code in zip(self.surfaces, codes, strict=True):
             surface.locked = locked != bool(code)
-        raise FrameworkError("execute", call, "IOSurface", next(filter(None, codes)))
 
 
 class SurfacePool(BufferPool):
