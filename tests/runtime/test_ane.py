@@ -21,7 +21,7 @@ from anew.device.emulator.engine import EmulatedEngine
 from anew.device.framework import FrameworkError, FrameworkWarning
 from anew.device.routes import ROUTES
 from anew.device.staging import PREFIX, clean_up_once, owned_folder
-from anew.mil import Builder, print_program
+from anew.mil import Builder, Program, print_program
 
 SHAPE = (1, 4, 3, 5)
 SWITCHES = ("client_refuses", "text_order", "packed", "plain_names", "channels_first", "coherent")
@@ -197,6 +197,57 @@ def test_the_120th_compile_through_the_wrapper_is_an_error_of_its_own(make_class
     engine.statistics.compiles = 0
     with pytest.raises(FrameworkError, match=r"ANECCompile\(\) FAILED.*as many programs as it can"):
         engine.compile(*difference())
+
+
+def two_procedures():
+    """Functions with ports of equal names, so that an index of the other's shows."""
+    functions = {}
+    for name, kind in (("first", "sub"), ("second", "mul")):
+        b = Builder()
+        y, x = b.input("y", SHAPE), b.input("x", SHAPE)
+        functions[name] = b.function([b.op(kind, "z", x=x, y=y)], name)
+    return print_program(Program(functions))
+
+
+@pytest.mark.parametrize("switches", READINGS, ids=lambda s: "-".join(s) or "default")
+@pytest.mark.filterwarnings("ignore:.*go through _ANEInMemoryModel")
+def test_procedures_of_one_program_take_one_place(make_classes, open_ane, switches):
+    fake = make_classes(loaded_programs=1, **switches)
+    engine = open_ane(fake)
+    compiles = engine.statistics.compiles
+    programs = engine.compile_procedures(*two_procedures())
+    assert (engine.statistics.programs, engine.statistics.compiles - compiles) == (1, 1)
+    assert [p.procedure.inputs.indices for p in programs.values()] == [(0, 1), (2, 3)]
+    three, two = torch.full(SHAPE, 3.0), torch.full(SHAPE, 2.0)
+    operations = {name: program.operation() for name, program in programs.items()}
+    for name, wanted in (("first", 1.0), ("second", 6.0), ("first", 1.0)):
+        assert run(operations[name], x=three, y=two)["z"].unique().tolist() == [wanted]
+    programs["second"].release()
+    assert engine.statistics.programs == 0
+    with pytest.raises(DeviceError, match="the program has been released; compile it again"):
+        run(operations["first"], x=three, y=two)
+    run(engine.compile(*difference()).operation(), x=three, y=two)  # its place is free
+
+
+def test_indices_of_another_procedure_are_refused(engine):
+    first, second = engine.compile_procedures(*two_procedures()).values()
+    second._input_indices = first._input_indices
+    with pytest.raises(FrameworkError, match=r"execute: .*status=0x2.*a wrong symbol index"):
+        run(second.operation(), x=values(0), y=values(1))
+
+
+def test_more_procedures_than_the_chip_takes_are_refused(engine):
+    engine.chip = dataclasses.replace(engine.chip, procedures=1)
+    with pytest.raises(DeviceError, match="compile: a program of 2 functions; m4 takes 1 procedures"):
+        engine.compile_procedures(*two_procedures())
+
+
+def test_a_procedure_whose_ports_lie_otherwise_leaves_nothing_loaded(fake, engine, monkeypatch):
+    monkeypatch.setattr(engine.buffers, "row_bytes", 128)
+    with pytest.raises(DeviceError, match="buffers have 128"):
+        engine.compile_procedures(*two_procedures())
+    assert engine.statistics.programs == 0
+    assert "_ANEModel" not in fake.alive
 
 
 def test_a_request_is_made_once_for_a_set_of_buffers_and_kept_for_so_many(fake, program, monkeypatch):

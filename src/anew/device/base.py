@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -197,6 +197,14 @@ class Device(ABC):
     def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
         (name,) = parse_program(text, weights).functions
         return {name: self._compile(text, weights, name)}
+
+    def check_procedures(self, functions: Collection[str]) -> None:
+        """Raise DeviceError when one program cannot have so many functions."""
+        if len(functions) > self.chip.procedures:
+            raise DeviceError(
+                "compile",
+                f"a program of {len(functions)} functions; {self.chip.name} takes {self.chip.procedures} procedures",
+            )
 
     def _check_budgets(self, weight_bytes: int) -> None:
         chip, spent = self.chip, self.statistics

@@ -8,10 +8,12 @@ storage.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 import torch
@@ -36,7 +38,10 @@ class BufferPool:
     def __init__(self, row_bytes: int) -> None:
         self.row_bytes = row_bytes
         self.allocated_bytes = 0
-        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._numbers = itertools.count()
+        #: By size, a heap of free blocks by number. The first is leased, not the last that came free: so a training
+        #: step leases the very buffers of the step before, and the requests made for them are those of this step.
+        self._free: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
         self._lock = threading.RLock()  # a finalizer may run while the pool is in use
 
     def lease(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> Tensor:
@@ -70,9 +75,9 @@ class BufferPool:
     def _block(self, nbytes: int) -> np.ndarray:
         with self._lock:
             free = self._free[nbytes]
-            memory = free.pop() if free else self._allocate(nbytes)
+            number, memory = heappop(free) if free else (next(self._numbers), self._allocate(nbytes))
         lease = memory[:]  # a new array object: torch's storage owns it, and its death ends the lease
-        weakref.finalize(lease, self._give_back, memory).atexit = False
+        weakref.finalize(lease, self._give_back, number, memory).atexit = False
         return lease
 
     def _allocate(self, nbytes: int) -> np.ndarray:
@@ -81,9 +86,9 @@ class BufferPool:
         start = -raw.ctypes.data % self.row_bytes
         return raw[start : start + nbytes]
 
-    def _give_back(self, memory: np.ndarray) -> None:
+    def _give_back(self, number: int, memory: np.ndarray) -> None:
         with self._lock:
-            self._free[memory.size].append(memory)
+            heappush(self._free[memory.size], (number, memory))
 
 
 @functools.lru_cache(4096)

@@ -6,7 +6,7 @@
 
 #include "iosurface.h"
 
-enum { PORTS = 128, FUNCTIONS = 8, AXES = 5, CREATED = 1, COMPILED = 2, LOADED = 3, INPUT = 0, OUTPUT = 1 };
+enum { PORTS = 128, FUNCTIONS = 256, AXES = 5, CREATED = 1, COMPILED = 2, LOADED = 3, INPUT = 0, OUTPUT = 1 };
 
 typedef struct {
     char name[96];

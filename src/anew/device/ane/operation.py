@@ -32,7 +32,7 @@ class AneOperation(Operation):
     def _execute(self) -> None:
         places = tuple(map(Tensor.data_ptr, map(self.bindings.__getitem__, self.program.request_order)))
         request = self._requests.get(places)
-        if request is None or self.program.released:
+        if request is None or self.program.loaded.released:
             request = self._prepare(places)
         request.run()
 

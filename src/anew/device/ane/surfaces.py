@@ -145,9 +145,9 @@ class SurfacePool(BufferPool):
         self.surfaces[surface.address] = surface
         return surface.memory(nbytes)
 
-    def _give_back(self, memory: np.ndarray) -> None:
+    def _give_back(self, number: int, memory: np.ndarray) -> None:
         address = memory.ctypes.data
         if self.surfaces[address].locked:
-            super()._give_back(memory)
+            super()._give_back(number, memory)
         else:  # the processor could not get it back: it is not used again
             del self.surfaces[address]
