@@ -115,9 +115,9 @@ def ane_bench(folder: Path) -> Bench:
         surface, functions = surfaces.surfaces[0], surfaces.functions
 
         def calls() -> None:
-            list(map(functions.unlocks, *surfaces._arguments))
+            list(itertools.starmap(functions.unlocks, surfaces._arguments))
             request._evaluate(request._handle)
-            list(map(functions.locks, *surfaces._arguments))
+            list(itertools.starmap(functions.locks, surfaces._arguments))
 
         return partial(functions.base_address, surface.handle), calls
 

@@ -112,10 +112,12 @@ static void drop_error(id object) {
     release(f->said);
 }
 
-id NSTemporaryDirectory(void) {
+const char *temporary_folder(void) {
     const char *folder = getenv("TMPDIR");
-    return fails("NSTemporaryDirectory") ? NULL : make_string(folder ? folder : "/tmp");
+    return folder ? folder : "/tmp";
 }
+
+id NSTemporaryDirectory(void) { return fails("NSTemporaryDirectory") ? NULL : make_string(temporary_folder()); }
 
 // ---- methods
 
@@ -136,7 +138,7 @@ static id all_keys(id object) {
 }
 
 static id object_for_key(id object, SEL s, id key) {
-    return expect(key, "NSString", s, 1) ? value_of(object, text_of(key)) : NULL;
+    return expect(key, "NSString", sel_getName(s), 1) ? value_of(object, text_of(key)) : NULL;
 }
 
 static id url_with(Class of, SEL s, id path, bool folder) {
@@ -159,7 +161,7 @@ static id shared_process_info(void) { return process_info; }
 static bool low_power(void) { return fake_low_power; }
 static int64_t thermal_state(void) { return fake_thermal_state; }
 
-__attribute__((constructor(102))) static void define(void) {
+CONSTRUCTOR(102) static void define(void) {
     string = make_class("NSString", root_class, sizeof(buffer));
     data = make_class("NSData", root_class, sizeof(buffer));
     number = make_class("NSNumber", root_class, sizeof(int64_t));

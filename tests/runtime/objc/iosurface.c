@@ -78,7 +78,7 @@ void *IOSurfaceGetBaseAddress(id object) {
 
 void CFRelease(id object) { release(object); }
 
-__attribute__((constructor(103))) static void define(void) {
+CONSTRUCTOR(103) static void define(void) {
     iosurface = make_class("IOSurface", root_class, sizeof(surface));
     add_method(iosurface, '-', "dealloc", "v16@0:8", drop_memory);
     kIOSurfaceWidth = constant_string("IOSurfaceWidth");

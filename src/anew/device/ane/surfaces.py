@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import starmap
 
 import numpy as np
 
@@ -103,15 +104,14 @@ class SurfaceSet:
     def __init__(self, functions: SurfaceFunctions, surfaces: Iterable[Surface]) -> None:
         self.functions = functions
         self.surfaces = tuple(dict.fromkeys(surfaces))  # state has one surface for two ports
-        handles = [ctypes.c_void_p(surface.handle) for surface in self.surfaces]
-        self._arguments = handles, (0,) * len(handles), (None,) * len(handles)
+        self._arguments = [(ctypes.c_void_p(surface.handle), 0, None) for surface in self.surfaces]
 
     def unlock(self) -> None:
         """Give all memory to the engine; raises FrameworkError."""
         if not self.functions.all_locked:
             for surface in self.surfaces:
                 surface.unlock()
-        elif any(codes := list(map(self.functions.unlocks, *self._arguments))):
+        elif any(codes := list(starmap(self.functions.unlocks, self._arguments))):
             self._note(codes, locked=False)
             raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", next(filter(None, codes)))
 
@@ -120,7 +120,7 @@ class SurfaceSet:
         if not self.functions.all_locked:
             for surface in self.surfaces:
                 surface.lock()
-        elif any(codes := list(map(self.functions.locks, *self._arguments))):
+        elif any(codes := list(starmap(self.functions.locks, self._arguments))):
             self._note(codes, locked=True)
             raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", next(filter(None, codes)))
 
