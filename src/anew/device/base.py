@@ -68,7 +68,7 @@ class Operation(ABC):
         self.bindings: dict[str, Tensor] = {}
 
     def bind(self, buffers: Mapping[str, Tensor]) -> None:
-        """Bind leased buffers to ports by name; raises DeviceError; binds none when a name or a shape does not fit."""
+        """Bind leased buffers to ports by name; DeviceError, and none is bound, when one does not fit."""
         layouts = self.program.layouts
         try:  # leases of the ports' own shapes, as at nearly every run
             fits = list(map(layouts.get, buffers)) == list(map(_leased_as, buffers.values()))

@@ -27,7 +27,7 @@ def energy(device: Device) -> Iterator[Finding]:
         return
     with measure() as rest:
         time.sleep(SECONDS)
-    with product().loaded(device) as operation, measure() as load:
+    with product().loaded(device) as (operation, _), measure() as load:
         end = time.perf_counter() + SECONDS
         while time.perf_counter() < end:
             operation.execute()

@@ -65,13 +65,13 @@ class Experiment:
 
         Raises DeviceError or MilError where the device refuses.
         """
-        with self.loaded(device) as operation:
+        with self.loaded(device) as (operation, buffers):
             operation.execute()
-            return {port.name: operation.bindings[port.name].double() for port in operation.program.outputs}
+            return {port.name: buffers[port.name].double() for port in operation.program.outputs}
 
     @contextmanager
-    def loaded(self, device: Device) -> Iterator[Operation]:
-        """An operation whose buffers are bound and hold the inputs; unloaded in the end. Raises as :meth:`run`."""
+    def loaded(self, device: Device) -> Iterator[tuple[Operation, dict[str, Tensor]]]:
+        """An operation and the buffers bound to it, which hold the inputs. Raises as :meth:`run`."""
         program = device.compile(self.text, self.weights)
         try:
             operation = program.operation()
@@ -79,7 +79,7 @@ class Experiment:
             for name, value in self.inputs.items():
                 buffers[name].copy_(value)
             operation.bind(buffers)
-            yield operation
+            yield operation, buffers
         finally:
             program.release()
 

@@ -29,7 +29,7 @@ def _rate(seconds: float) -> str:
 
 
 def _measured(device: Device, name: str, experiment: Experiment, say: Callable[[float], str]) -> Finding:
-    with experiment.loaded(device) as operation:
+    with experiment.loaded(device) as (operation, _):
         operation.execute()
         seconds = []
         for _ in range(REPEATS):

@@ -12,8 +12,8 @@ from anew.device.base import DeviceError, Operation
 if TYPE_CHECKING:
     from anew.device.ane.engine import AneProgram, Request
 
-#: Requests that an operation keeps: training leases the same sets of buffers over and over.
-KEPT = 64
+#: Requests that an operation keeps: training leases the same sets of buffers over and over, one for each layer.
+KEPT = 256
 
 
 class AneOperation(Operation):
