@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -57,6 +57,13 @@ class Port:
 
 
 _leased_as = attrgetter("leased_as")
+
+
+def in_order(names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]:
+    """What picks the buffers of ports in this order out of bindings."""
+    return itemgetter(*names) if len(names) > 1 else lambda bindings: tuple(bindings[name] for name in names)
+
+
 _BUFFER_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -68,7 +75,7 @@ class Operation(ABC):
         self.bindings: dict[str, Tensor] = {}
 
     def bind(self, buffers: Mapping[str, Tensor]) -> None:
-        """Bind leased buffers to ports by name; DeviceError, and none is bound, when one does not fit."""
+        """Bind leased buffers to ports by name; raises DeviceError, binding none, when one does not fit."""
         layouts = self.program.layouts
         try:  # leases of the ports' own shapes, as at nearly every run
             fits = list(map(layouts.get, buffers)) == list(map(_leased_as, buffers.values()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from anew.device.ane.surfaces import Surface
-from anew.device.base import DeviceError, Operation
+from anew.device.base import DeviceError, Operation, in_order
 
 if TYPE_CHECKING:
     from anew.device.ane.engine import AneProgram, Request
@@ -26,11 +26,12 @@ class AneOperation(Operation):
 
     def __init__(self, program: AneProgram) -> None:
         super().__init__(program)
+        self._in_order = in_order(program.request_order)
         self._copies: dict[str, Tensor] = {}
         self._requests: dict[tuple[int, ...], Request] = {}
 
     def _execute(self) -> None:
-        places = tuple(map(Tensor.data_ptr, map(self.bindings.__getitem__, self.program.request_order)))
+        places = tuple(map(Tensor.data_ptr, self._in_order(self.bindings)))
         request = self._requests.get(places)
         if request is None or self.program.loaded.released:
             request = self._prepare(places)

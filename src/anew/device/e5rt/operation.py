@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from anew.device.base import DeviceError, Operation, Port
+from anew.device.base import DeviceError, Operation, Port, in_order
 from anew.device.e5rt.buffers import BufferObject
 from anew.device.e5rt.functions import Espresso
 from anew.device.framework import FrameworkError, FrameworkWarning
@@ -88,12 +88,13 @@ class E5rtOperation(Operation):
     def __init__(self, program: E5rtProgram) -> None:
         super().__init__(program)
         self.engine = program.device
+        self._in_order = in_order(list(program.ports))
         self._instance: Instance | None = program.make_instance()
         self._copies: dict[str, Tensor] = {}
 
     def _execute(self) -> None:
-        buffers = map(self.bindings.__getitem__, self.program.ports)
-        objects: list[Any] = list(map(self.engine.buffers.objects.get, map(Tensor.data_ptr, buffers)))
+        addresses = map(Tensor.data_ptr, self._in_order(self.bindings))
+        objects: list[Any] = list(map(self.engine.buffers.objects.get, addresses))
         if None in objects:
             objects = [o or self._copied(name) for o, name in zip(objects, self.program.ports, strict=True)]
         try:
