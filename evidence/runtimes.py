@@ -35,8 +35,8 @@ from tests.runtime import espresso, faults, neural_engine, worker_devices
 from tests.runtime.espresso import FakeEspresso
 from tests.runtime.neural_engine import FakeNeuralEngine
 
-#: Leases from each to the next of two sets without a buffer in common; a set begins at any of them.
-COMBINATIONS = 50
+#: Leases from each to the next of two sets without a buffer in common; a set begins at any of them: more than are kept.
+COMBINATIONS = 150
 CHIP, STEPS, CALLS, ROUNDS = "m4", 20, 500, 9
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 PORTS = (3, 30)
