@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from anew.device.power import kept_awake, power
 from anew.errors import UserError
 from anew.report import REPORT, write_report
 from anew.train.checkpoint import Checkpoint, Checkpoints, step_of
@@ -100,11 +101,22 @@ def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
     """Run a loop until it is done or interrupted; `agree` tells whether any process of the run was asked to stop."""
     counters = statistics(loop.model, loop.config)
     loop.display.start(loop.config.steps, ", emulated" if counters.emulated else "", describe_device(counters))
+    slow = _say_what_slows(loop)
     try:
-        with stop_on_interrupt(loop.display.stopping) as stop:
+        with kept_awake(), stop_on_interrupt(loop.display.stopping) as stop:
             loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
+        if not slow:
+            _say_what_slows(loop)  # it grew hot, or its battery low
+
+
+def _say_what_slows(loop: Loop) -> str:
+    """Say what slows this machine down; returns that."""
+    said = str(power() or "")
+    if said:
+        loop.display.say(f"Power      {said}")
+    return said
 
 
 def _leave_record(loop: Loop, folder: Path, record: dict[str, Any], title: str, started: float) -> None:
