@@ -177,17 +177,18 @@ def test_scales_divide_out_and_maxima_are_those_of_the_values():
     after = dict(zip([v.name for v in function.outputs], run(function, {SCALES: factors}), strict=True))
     maxima = after.pop(MAXIMA).flatten()
     mixed, weights = after.values()
+    assert list(maxima.shape) == [plan.maxima_rows] == [4]
+    assert plan.products[1].maximum_row == 4  # the host's, who reads it
     torch.testing.assert_close(weights, before[1], rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(mixed / 2.0 ** (4 - 2), before[0], rtol=4e-3, atol=1e-3)
-    assert maxima[plan.products[1].maximum_row] == mixed.abs().max()
     assert maxima[plan.operands[2].maximum_row] == weights.abs().max()
     assert plan.operands[1].row is None
-    assert plan.result_rows == ()  # both results are covered: a product, and an operand reports itself
+    assert plan.result_rows == ()  # one is a product, the other an operand, which reports itself
 
 
-def scaled(make, weights=(), checked=(0,)):
+def scaled(make, weights=(), read=(0,)):
     b = Builder()
-    return scale_operands(b.function(make(b)), set(weights), list(checked))
+    return scale_operands(b.function(make(b)), set(weights), list(read))
 
 
 def test_two_weights_multiplied_are_scaled_on_the_device():
@@ -211,15 +212,17 @@ def test_a_product_that_stays_on_the_device_carries_no_scales():
         return [b.op("matmul", x=b.input("x", (3, 4)), y=b.input("y", (4, 3)), **MATMUL)]
 
     assert scaled(make).output_products == {0: 0}
-    kept = scaled(make, checked=())
+    kept = scaled(make, read=())
     assert kept.output_products == {}
     assert kept.scales.products == (Product(0, 1, 2, 2),)
 
 
-def test_a_function_without_products_has_maxima_only():
+def test_the_host_finds_the_maxima_of_a_function_without_products():
     found = scaled(lambda b: [b.op("exp", x=b.input("x", (3, 4)))])
-    assert found.scales == ScalePlan((), (), (0,), 0, 1)
+    assert found.scales == ScalePlan((), (), (0,), 0, 0)
+    assert found.output_rows == {0: 0}
     assert [v.name for v in found.function.inputs] == ["x"]
+    assert [v.name for v in found.function.outputs] == ["exp"]
 
 
 def test_an_operand_shared_by_two_products_has_one_factor():
@@ -227,7 +230,7 @@ def test_an_operand_shared_by_two_products_has_one_factor():
         x, y = b.input("x", (4, 4)), b.input("y", (4, 4))
         return [b.op("matmul", x=x, y=y, **MATMUL), b.op("matmul", x=y, y=x, **MATMUL)]
 
-    plan = scaled(make, checked=(0, 1)).scales
+    plan = scaled(make, read=(0, 1)).scales
     assert plan.operands == (Operand(0, 0), Operand(1, 1))
     assert [(p.left, p.right) for p in plan.products] == [(0, 1), (1, 0)]
 

@@ -46,16 +46,17 @@ def compile_graph(
     )
     weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
-    checked = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
-    scaled = scale_operands(function, weights, checked)
+    read = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
+    scaled = scale_operands(function, weights, read)
     outputs = [
         OutputPort(
             value.name,
             value.shape,
             tuple(positions[i]),
-            saved=i not in checked,
+            saved=i not in read,
             linear=results[positions[i][0]].name in linear,
             product=scaled.output_products.get(i),
+            maximum_row=scaled.output_rows.get(i),
         )
         for i, value in enumerate(scaled.function.outputs[: len(positions)])
     ]

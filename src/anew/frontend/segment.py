@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -173,10 +174,12 @@ class Segment:
         state.fix(weights | variant.exponents)
         for attempt in range(ATTEMPTS):
             cotangent = min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT) if self.scaling else 0
-            verdict, outputs, exponents = self._run(variant, state, args, buffers, cotangent)
+            outputs, exponents = self._run(variant, state, args, buffers, cotangent)
+            results, maxima = self._read(outputs, exponents, cotangent)
+            verdict = state.review(maxima) if self.scaling else "good"
             if verdict == "good":
                 self._count(state, attempt)
-                return self._download(args, outputs, exponents, cotangent)
+                return self._results(args, results)
             if verdict == "overflow":
                 self._lower_cotangent(state)
         raise AnewError(
@@ -232,8 +235,8 @@ class Segment:
 
     def _run(
         self, variant: Variant, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
-    ) -> tuple[str, dict[str, Tensor], list[int]]:
-        """One dispatch; returns the verdict on it, its output buffers and the exponents it ran with."""
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """One dispatch; returns its output buffers and the exponents that the products carry."""
         lease = self.device.buffers.lease
         for port in self.plan.inputs:
             if port.kind == "cotangent":
@@ -247,11 +250,27 @@ class Segment:
         variant.operation.bind(buffers | outputs)
         variant.operation.execute()
         variant.operation.release_bindings()
-        exponents = [state.product_exponent(p) for p in self.plan.scales.products]
-        if MAXIMA not in outputs or not self.scaling:
-            return "good", outputs, exponents
-        maxima = outputs[MAXIMA].float().flatten().numpy()
-        return state.review(maxima), outputs, exponents
+        return outputs, [state.product_exponent(p) for p in self.plan.scales.products]
+
+    def _read(
+        self, outputs: dict[str, Tensor], exponents: list[int], cotangent: int
+    ) -> tuple[dict[str, Tensor], np.ndarray]:
+        """What the outputs hold, by port, and the maxima: the program's own and those found while reading."""
+        rows = self.plan.scales.maxima_rows
+        maxima = np.zeros(rows + len(self.plan.outputs))
+        if rows:
+            maxima[:rows] = outputs[MAXIMA].flatten().numpy()
+        found: dict[str, Tensor] = {}
+        for port in self.plan.outputs:
+            found[port.name] = outputs[port.name]
+            if port.saved:
+                continue
+            carried = exponents[port.product] if port.product is not None else 0
+            exponent = -carried - (cotangent if port.linear else 0)
+            found[port.name], largest = load(outputs[port.name], exponent)
+            if port.maximum_row is not None:
+                maxima[port.maximum_row] = largest
+        return found, maxima
 
     def _count(self, state: ScaleState, attempts: int) -> None:
         if not state.calibrated:
@@ -265,15 +284,10 @@ class Segment:
             raise AnewError(f"{self.plan.name}: a value inside this region is {BEYOND}")
         state.cotangent -= 3
 
-    def _download(
-        self, args: Sequence[Tensor], outputs: dict[str, Tensor], exponents: list[int], cotangent: int
-    ) -> list[Tensor | None]:
+    def _results(self, args: Sequence[Tensor], found: dict[str, Tensor]) -> list[Tensor | None]:
         results: list[Tensor | None] = [None] * self.plan.result_count
         for port in self.plan.outputs:
-            x = outputs[port.name]
-            if not port.saved:
-                carried = exponents[port.product] if port.product is not None else 0
-                x = load(x, -carried - (cotangent if port.linear else 0))
+            x = found[port.name]
             for position in port.results:
                 results[position] = x != 0 if position in self.plan.truths and not port.saved else x
         for position, argument in self.plan.passed:

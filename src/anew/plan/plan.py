@@ -49,6 +49,8 @@ class OutputPort:
         saved: True when only the backward graph reads it: it stays an fp16 buffer.
         linear: True when it is linear in the cotangents and must be divided by their scale.
         product: index of the product whose operand scales are still in it; the host divides them out.
+        maximum_row: row of its largest magnitude among the maxima, which the host finds while it reads it; None where
+            the program reports that, or nobody asks.
     """
 
     name: str
@@ -57,6 +59,7 @@ class OutputPort:
     saved: bool
     linear: bool
     product: int | None = None
+    maximum_row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,15 @@ class Product:
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Which rows of ``SCALES`` and ``MAXIMA`` mean what."""
+    """Which rows of ``SCALES`` and ``MAXIMA`` mean what.
+
+    ``maxima_rows`` are those of the program's port. The maxima of results that the host reads come after them, one a
+    row: it finds them while it reads (``OutputPort.maximum_row``).
+    """
 
     operands: tuple[Operand, ...] = ()
     products: tuple[Product, ...] = ()
-    result_rows: tuple[int, ...] = ()  # maxima of results that are not products
+    result_rows: tuple[int, ...] = ()  # maxima of results that are neither products nor operands
     scale_rows: int = 0
     maxima_rows: int = 0
 

@@ -23,32 +23,32 @@ class Scaled:
     """The rewritten function and what the host must know of it.
 
     ``weight_operands`` gives the operand index of each weight port that the host scales on upload;
-    ``output_products`` the product whose scales are still in an output (by position).
+    ``output_products`` the product whose scales are still in an output (by position); ``output_rows`` the row of an
+    output's maximum, which the host finds.
     """
 
     function: Function
     scales: ScalePlan
     weight_operands: dict[str, int] = field(default_factory=dict)
     output_products: dict[int, int] = field(default_factory=dict)
+    output_rows: dict[int, int] = field(default_factory=dict)
 
 
-def scale_operands(function: Function, weights: set[str], checked: Sequence[int]) -> Scaled:
+def scale_operands(function: Function, weights: set[str], read: Sequence[int]) -> Scaled:
     """Insert operand scales.
 
     Args:
         function: the function; its products (matmul, conv) are scaled.
         weights: names of the input ports that are parameters.
-        checked: positions of the outputs whose maxima are reported, so that an overflow is seen.
+        read: positions of the outputs that the host reads. It finds their maxima, so that an overflow is seen.
     """
-    if not any(op.kind in PRODUCTS for op in function.ops) and not checked:
-        return Scaled(function, ScalePlan())
-    return _Scaler(function, weights, checked).run()
+    return _Scaler(function, weights, read).run()
 
 
 class _Scaler:
-    def __init__(self, function: Function, weights: set[str], checked: Sequence[int]) -> None:
+    def __init__(self, function: Function, weights: set[str], read: Sequence[int]) -> None:
         self.function = function
-        self.checked = checked
+        self.read = read
         self.uses = uses_of(function)
         self.producers = {v: op for op in function.ops for v in op.outputs}
         products = [op for op in function.ops if op.kind in PRODUCTS]
@@ -61,9 +61,6 @@ class _Scaler:
         inner = [op for op in products if self.ends[op] is None]
         self.inverse_rows = {op: len(dynamic) + i for i, op in enumerate(inner)}
         self.products = {op: i for i, op in enumerate(products)}
-        outer = {end for end in self.ends.values() if end is not None}
-        reported = {*outer, *(i for i, v in enumerate(function.outputs) if v in self.rows)}
-        self.checked = [i for i in checked if i not in reported]
 
     def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
         """Whether a weight is only multiplied with values whose exponents leave room for its own."""
@@ -76,7 +73,7 @@ class _Scaler:
         """Position of the output that a product reaches through data movement alone, if it goes nowhere else."""
         outputs = [i for i, v in enumerate(self.function.outputs) if v is value]
         if outputs:  # one that stays on the device must not carry scales
-            return outputs[0] if outputs[0] in self.checked and not self.uses[value] else None
+            return outputs[0] if outputs[0] in self.read and not self.uses[value] else None
         if len(self.uses[value]) != 1:
             return None
         (use,) = self.uses[value]
@@ -86,12 +83,13 @@ class _Scaler:
         new = Rewriter(self.function)
         self.new = new
         self.maxima: list[Value] = []
+        self.product_maxima: dict[Op, int] = {}
+        self.output_rows: dict[int, int] = {}
         self.scaled: dict[Value, Value] = {}
         scale_rows = len(self.rows) + len(self.inverse_rows)
         if scale_rows:
             self.scale_port = new.builder.input(SCALES, (scale_rows, 1))
         operand_maxima: dict[Value, int] = {}
-        product_maxima: dict[Op, int] = {}
         for op in self.function.ops:
             if op.kind not in PRODUCTS:
                 new.copy(op)
@@ -101,11 +99,11 @@ class _Scaler:
                     operand_maxima[value] = self._report(new[value])
                     factor = self._factor(self.rows[value])
                     self.scaled[value] = new.builder.op("mul", hint="scaled", x=new[value], y=factor)
-            product_maxima[op] = self._multiply(op)
-        results = [self._report(new[self.function.outputs[i]]) for i in self.checked]
+            self._multiply(op)
+        results = self._read_by_host()
         plan = ScalePlan(
             operands=tuple(Operand(self.rows.get(v), operand_maxima.get(v)) for v in self.index),
-            products=tuple(self._product(op, product_maxima[op]) for op in self.products),
+            products=tuple(self._product(op) for op in self.products),
             result_rows=tuple(results),
             scale_rows=scale_rows,
             maxima_rows=len(self.maxima),
@@ -118,19 +116,27 @@ class _Scaler:
             plan,
             {v.name: self.index[v] for v in self.weights},
             {end: self.products[op] for op, end in self.ends.items() if end is not None},
+            self.output_rows,
         )
 
-    def _multiply(self, op: Op) -> int:
-        """Copy a product over its scaled operands; returns the row of the product's maximum."""
+    def _read_by_host(self) -> list[int]:
+        """Give the outputs whose maxima the host finds their rows; returns those that are no products."""
+        ends = {end: op for op, end in self.ends.items() if end is not None}
+        found = [i for i in self.read if self.function.outputs[i] not in self.rows]  # operands report themselves
+        self.output_rows = {i: len(self.maxima) + k for k, i in enumerate(found)}
+        self.product_maxima |= {op: self.output_rows[end] for end, op in ends.items()}
+        return [row for i, row in self.output_rows.items() if i not in ends]
+
+    def _multiply(self, op: Op) -> None:
+        """Copy a product over its scaled operands."""
         before = {v: self.new[v] for v in op.tensors()}
         self.new.values.update({v: self.scaled[v] for v in before if v in self.scaled})
         product = self.new.copy(op)
         self.new.values.update(before)
-        row = self._report(product)
         if op in self.inverse_rows:
+            self.product_maxima[op] = self._report(product)
             factor = self._factor(self.inverse_rows[op])
             self.new.values[op.output] = self.new.builder.op("mul", hint="unscaled", x=product, y=factor)
-        return row
 
     def _factor(self, row: int) -> Value:
         return self.new.builder.op("slice_by_size", hint="scale", x=self.scale_port, begin=[row, 0], size=[1, 1])
@@ -149,6 +155,6 @@ class _Scaler:
             return self.new.builder.op("reshape", hint=MAXIMA, x=self.maxima[0], shape=[1, 1])
         return self.new.builder.op("concat", hint=MAXIMA, values=tuple(self.maxima), axis=0, interleave=False)
 
-    def _product(self, op: Op, row: int) -> Product:
+    def _product(self, op: Op) -> Product:
         left, right = op.tensors()
-        return Product(self.index[left], self.index[right], self.inverse_rows.get(op), row)
+        return Product(self.index[left], self.index[right], self.inverse_rows.get(op), self.product_maxima[op])
