@@ -38,6 +38,7 @@ class BufferPool:
     def __init__(self, row_bytes: int) -> None:
         self.row_bytes = row_bytes
         self.allocated_bytes = 0
+        self._magnitudes: dict[int, tuple[int, float]] = {}
         self._numbers = itertools.count()
         #: By size, a heap of free blocks by number. The first is leased, not the last that came free: so a training
         #: step leases the very buffers of the step before, and the requests made for them are those of this step.
@@ -72,6 +73,15 @@ class BufferPool:
         room = buffer.untyped_storage().nbytes() - buffer.storage_offset() * buffer.itemsize
         return buffer.stride() == layout.strides and room >= layout.nbytes
 
+    def note(self, buffer: Tensor, magnitude: float) -> None:
+        """Remember what no element of a whole lease exceeds, for as long as the lease lives and is not written to."""
+        self._magnitudes[buffer.data_ptr()] = buffer._version, magnitude
+
+    def magnitude(self, buffer: Tensor) -> float | None:
+        """What was noted of a lease; None if nothing was, or it was written to since."""
+        version, magnitude = self._magnitudes.get(buffer.data_ptr(), (None, None))
+        return magnitude if version == buffer._version else None
+
     def _block(self, nbytes: int) -> np.ndarray:
         with self._lock:
             free = self._free[nbytes]
@@ -88,6 +98,7 @@ class BufferPool:
 
     def _give_back(self, number: int, memory: np.ndarray) -> None:
         with self._lock:
+            self._magnitudes.pop(memory.ctypes.data, None)
             heappush(self._free[memory.size], (number, memory))
 
 
