@@ -26,7 +26,7 @@ def float_of_half(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def _half_of_float(typing_context: Any, x: Any) -> Any:
+def half_of_float(typing_context: Any, x: Any) -> Any:
     """The bits of a float32 rounded to fp16, to nearest, ties to even."""
     return types.int16(types.float32), lambda context, builder, signature, args: builder.bitcast(
         builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16)
@@ -49,7 +49,7 @@ def _store(buffer: np.ndarray, x: np.ndarray, factor: np.float32) -> np.int32:
         top = np.int32(0)
         for j in range(source.size):
             top = max(top, magnitude_bits(source[j]))
-            row[j] = _half_of_float(source[j] * factor)
+            row[j] = half_of_float(source[j] * factor)
         largest = max(largest, top)
     return largest
 
