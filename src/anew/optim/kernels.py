@@ -1,9 +1,8 @@
 """Adam's update as kernels of the host: gradients read as the engine left them, weights written as it reads them.
 
 A gradient is a sum of up to three terms, any of them absent: a float32 tensor, and two of fp16 bits with a factor each.
-Some rows of it may be given in float32 instead. Kernels work on rows in blocks that stay in the first-level cache: each
-number of a parameter is read from memory once and written once. Sums are taken in an order that no number of threads
-changes.
+Kernels work on rows in blocks that stay in the first-level cache: each number of a parameter is read from memory once
+and written once. Sums are taken in an order that no number of threads changes.
 """
 
 from __future__ import annotations
@@ -69,17 +68,12 @@ def _gradient(
     first_factor: np.float32,
     second: np.ndarray,
     second_factor: np.float32,
-    places: np.ndarray,
-    rows: np.ndarray,
     row: int,
     start: int,
     g: np.ndarray,
 ) -> None:
     """Fill ``g`` with a row's gradient from column ``start`` on."""
     stop = start + g.size
-    if places.size and places[row] >= 0:
-        g[:] = rows[places[row], start:stop]
-        return
     if dense.size:
         g[:] = dense[row, start:stop]
         if first.size:
@@ -108,8 +102,6 @@ def squares(
     first_factor: np.float32,
     second: np.ndarray,
     second_factor: np.float32,
-    places: np.ndarray,
-    rows: np.ndarray,
     sums: np.ndarray,
 ) -> None:
     """Write to ``sums`` [TASKS] the sums of squares of a gradient's elements, float64; ``like`` has its shape."""
@@ -120,7 +112,7 @@ def squares(
         for row in range(count * task // TASKS, count * (task + 1) // TASKS):
             for start in range(0, width, BLOCK):
                 part = g[: min(BLOCK, width - start)]
-                _gradient(dense, first, first_factor, second, second_factor, places, rows, row, start, part)
+                _gradient(dense, first, first_factor, second, second_factor, row, start, part)
                 total += _squares_of(part)
         sums[task] = total
 
@@ -188,8 +180,6 @@ def adam(
     first_factor: np.float32,
     second: np.ndarray,
     second_factor: np.float32,
-    places: np.ndarray,
-    rows: np.ndarray,
     clip: np.float32,
     beta1_gap: np.float32,
     beta2: np.float32,
@@ -207,9 +197,8 @@ def adam(
 
     Args:
         weight, m, v: float32 [rows, columns]: the weight and its moments.
-        dense, first, first_factor, second, second_factor, places, rows: the gradient. ``dense`` is of the weight's
-            shape, the halves are int16 [rows, pitch], ``places`` [rows] says where in ``rows`` a row stands, -1 if
-            nowhere; each has no elements where it is absent.
+        dense, first, first_factor, second, second_factor: the gradient. ``dense`` is of the weight's
+            shape, the halves are int16 [rows, pitch]; each has no elements where it is absent.
         clip: what the gradient is multiplied by.
         beta1_gap, beta2, beta2_gap: 1 - beta1, beta2, 1 - beta2.
         root_correction: the square root of beta2's bias correction.
@@ -228,9 +217,23 @@ def adam(
                 stop = min(start + BLOCK, width)
                 part = g[: stop - start]
                 p, m_part, v_part = weight[row, start:stop], m[row, start:stop], v[row, start:stop]
-                _gradient(dense, first, first_factor, second, second_factor, places, rows, row, start, part)
+                _gradient(dense, first, first_factor, second, second_factor, row, start, part)
                 before += _checksum(p)
-                _update(p, m_part, v_part, part, clip, beta1_gap, beta2, beta2_gap, root_correction, eps, step_size, decay, coupled)
+                _update(
+                    p,
+                    m_part,
+                    v_part,
+                    part,
+                    clip,
+                    beta1_gap,
+                    beta2,
+                    beta2_gap,
+                    root_correction,
+                    eps,
+                    step_size,
+                    decay,
+                    coupled,
+                )
                 after += _checksum(p)
                 if buffer.size:
                     largest = max(largest, _to_halves(p, factor, buffer[row, start:stop]))
