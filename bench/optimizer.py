@@ -6,7 +6,6 @@ on a device that computes nothing and takes a fixed time for each program, as a 
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from multiprocessing.connection import Connection
@@ -21,7 +20,7 @@ from anew.optim import EngineAdamW
 from anew.train.memory import keep_freed_memory, peak_memory
 from anew.train.optimizer import make_optimizer
 from anew.train.pretraining import train_step
-from bench.step_time import BATCHES, LENGTH, REPEATS, WARM, model
+from bench.step_time import BATCHES, LENGTH, in_turn, model
 
 CONTENDERS = ("torch", "engine", "overlap")
 #: Seconds that a program of ``waiting`` takes.
@@ -67,27 +66,13 @@ def train(connection: Connection, preset: str, device: str, contender: str) -> N
 
 def measure(preset: str, device: str) -> dict[str, Any]:
     """Median seconds of a step and peak GB of each, and how many times as fast as PyTorch's the engine's are."""
-    context = multiprocessing.get_context("spawn")
-    ends: dict[str, Connection] = {}
-    for name in CONTENDERS:
-        ends[name], other = context.Pipe()
-        context.Process(target=train, args=(other, preset, device, name), daemon=True).start()
-        other.close()
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for repeat in range(WARM + REPEATS):
-        for name in CONTENDERS:
-            ends[name].send(True)
-            taken = ends[name].recv()
-            if repeat >= WARM:
-                seconds[name].append(taken)
-    for end in ends.values():
-        end.send(False)
+    seconds, peaks = in_turn(train, {name: (preset, device, name) for name in CONTENDERS})
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = [[t / s for t, s in zip(seconds["torch"], seconds[name], strict=True)] for name in CONTENDERS[1:]]
     return {
         "median_seconds": medians,
         "speedup": {name: statistics.median(r) for name, r in zip(CONTENDERS[1:], ratios, strict=True)},
-        "peak_gigabytes": {name: end.recv() for name, end in ends.items()},
+        "peak_gigabytes": peaks,
     }
 
 

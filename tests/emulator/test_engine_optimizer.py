@@ -40,7 +40,7 @@ def train(net, optimizer, steps=3, accumulate=1, clip=0.0, first=0) -> list[tupl
         for part in range(accumulate):
             loss = loss_of(net, accumulate * step + part)
             (loss / accumulate).backward()
-        norm = clip_norm(optimizer, clip)
+        norm = clip_norm(optimizer, net.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
         found.append((loss.item(), norm))
@@ -134,7 +134,7 @@ def test_a_gradient_that_is_no_number_shows_in_the_norm() -> None:
     optimizer = EngineAdamW(net, net.parameters())
     before = weights(net)
     (loss_of(net, 0) * float("nan")).backward()
-    assert not torch.tensor(clip_norm(optimizer, 1.0)).isfinite()
+    assert not torch.tensor(clip_norm(optimizer, net.parameters(), 1.0)).isfinite()
     optimizer.zero_grad()
     assert all(torch.equal(x, before[name]) for name, x in weights(net).items())
 

@@ -83,7 +83,8 @@ class Finetuning(Loop):
         return Step(loss.item(), rate, norm, batch.tokens)
 
     def _update(self, loss: float, rate: float) -> float:
-        norm = clip_norm(self.optimizer, self.config.max_grad_norm)
+        trained = self.optimizer.param_groups[0]["params"]
+        norm = clip_norm(self.optimizer, trained, self.config.max_grad_norm)
         check_finite(loss, norm, self.rate_flag)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

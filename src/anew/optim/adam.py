@@ -76,7 +76,7 @@ class OnEngine(torch.optim.Adam):
             rule = Rule(beta1, beta2, group["eps"], group["lr"], group["weight_decay"], decoupled, self._clip)
             for p in self._large.intersection(group["params"]):
                 gradient = Gradient(p.grad, self._held.take(p))
-                if gradient.dense is None and not gradient.pieces:
+                if not gradient:
                     continue
                 state = self.state[p]
                 if not state:
@@ -87,19 +87,21 @@ class OnEngine(torch.optim.Adam):
 
     def clip_norm(self, most: float) -> float:
         """Return the norm of all gradients; the next step scales them to ``most`` if it is larger. 0 clips nothing."""
-        small = [p.grad for p in self._trained() if p.grad is not None and p not in self._large]
-        total = sum(float(x.double().square().sum()) for x in small)
-        for p in self._trained():
-            if p in self._large and (p.grad is not None or self._held.of(p)):
-                total += Gradient(p.grad, self._held.of(p)).squares(p)
-        norm = torch.tensor(math.sqrt(total), dtype=torch.float32)
+        norm = nn.utils.get_total_norm(self._small_gradients())
+        found = [(p, Gradient(p.grad, self._held.of(p))) for p in self._trained() if p in self._large]
+        large = [gradient.squares(p) for p, gradient in found if gradient]
+        if large:
+            norm = torch.tensor(math.sqrt(math.fsum([*large, norm.item() ** 2])), dtype=torch.float32)
         self._clip = float(torch.clamp(most / (norm + 1e-6), max=1.0)) if most else 1.0
         return norm.item()
 
     def _scale_small(self) -> None:
-        small = [p.grad for p in self._trained() if p.grad is not None and p not in self._large]
+        small = self._small_gradients()
         if self._clip != 1.0 and small:
             torch._foreach_mul_(small, self._clip)
+
+    def _small_gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._trained() if p.grad is not None and p not in self._large]
 
     def _trained(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -175,15 +177,14 @@ def settle(optimizer: torch.optim.Optimizer) -> None:
         optimizer.settle()
 
 
-def clip_norm(optimizer: torch.optim.Optimizer, most: float) -> float:
+def clip_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], most: float) -> float:
     """Return the norm of the gradients of an optimizer's parameters; its next step uses them scaled to ``most``.
 
-    A ``most`` of 0 clips nothing.
+    A ``most`` of 0 clips nothing. ``parameters`` are those of the optimizer in the order that PyTorch adds them in.
     """
     if isinstance(optimizer, OnEngine):
         return optimizer.clip_norm(most)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(trained, most or math.inf).item()
+    return nn.utils.clip_grad_norm_(parameters, most or math.inf).item()
 
 
 def _is_large(p: Tensor) -> bool:

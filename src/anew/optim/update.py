@@ -53,6 +53,10 @@ class Gradient:
     dense: Tensor | None
     pieces: list[Piece]
 
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return self.dense is not None or bool(self.pieces)
+
     def squares(self, like: Tensor) -> float:
         """The sum of the elements' squares; of one held gradient it was found when the result was read."""
         if self.dense is None and len(self.pieces) == 1:

@@ -76,7 +76,7 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)
     loss = ranks.mean(accumulate(model, batches))
-    norm = clip_norm(optimizer, grad_clip)
+    norm = clip_norm(optimizer, model.parameters(), grad_clip)
     check_finite(loss, norm, Pretraining.rate_flag)
     optimizer.step()
     return loss, norm
