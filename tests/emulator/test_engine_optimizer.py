@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -84,6 +85,21 @@ def test_gradients_of_the_layers_matrices_are_held_and_others_are_not() -> None:
     loss_of(plain, 0).backward()
     wanted = dict(plain.named_parameters())
     assert all(torch.equal(p.grad, wanted[n].grad) for n, p in net.named_parameters())
+
+
+def test_gradients_of_an_embedding_touch_its_rows_alone() -> None:
+    ids = torch.tensor([[3, 200, 3, 7]])
+    for tied in (True, False):
+        one, other = model(1, tied), model(1, tied)
+        one.model.embed_tokens.padding_idx = other.model.embed_tokens.padding_idx = 7
+        optimizer = EngineAdamW(other, other.parameters())
+        for net in (one, other):
+            net(input_ids=ids, labels=ids).loss.backward()
+        table = other.model.embed_tokens.weight
+        assert tied or table.grad is None
+        optimizer.to_grads()
+        assert torch.equal(table.grad, one.model.embed_tokens.weight.grad)
+        assert copy.deepcopy(other).model.embed_tokens(ids).grad_fn.name() == "EmbeddingBackward0"
 
 
 def test_a_loop_of_the_users_own_gets_ordinary_gradients() -> None:

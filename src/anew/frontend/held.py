@@ -30,11 +30,16 @@ class Piece:
     squares: float
 
 
+#: Numbers of rows of a table, and their gradients; a number may stand there more than once.
+Rows = tuple[Tensor, Tensor]
+
+
 class HeldGradients:
     """The gradients that are held in a session, by parameter."""
 
     def __init__(self) -> None:
         self._pieces: ByTensor[list[Piece]] = ByTensor()
+        self._rows: ByTensor[Rows | None] = ByTensor()
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -56,9 +61,31 @@ class HeldGradients:
 
     def to_grad(self, parameter: Tensor) -> None:
         """Add what is held of a parameter to its ``.grad``, in float32 and in the order that it came in."""
+        self.rows_to_grad(parameter)
         for piece in self.take(parameter):
             gradient, _ = load(piece.buffer, piece.exponent)
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def add_rows(self, table: Tensor, ids: Tensor, rows: Tensor) -> None:
+        """Hold gradients of some rows of a table, [n, columns]; ``ids`` [n] are the rows' numbers."""
+        self._rows.set(table, (ids, rows))
+
+    def rows_to_grad(self, table: Tensor) -> None:
+        """Add what is held of a table's rows to its ``.grad``: to those rows alone, if there is one already."""
+        found = self._rows.find(table)
+        if found is None:
+            return
+        self._rows.set(table, None)
+        ids, places = found[0].unique(return_inverse=True)
+        sums = torch.zeros(len(ids), table.shape[1]).index_add_(0, places, found[1])
+        if table.grad is None:
+            table.grad = torch.zeros_like(table)
+        table.grad.index_add_(0, ids, sums)
+
+    def forget(self, parameter: Tensor) -> None:
+        """Hold nothing of a parameter."""
+        self.take(parameter)
+        self._rows.set(parameter, None)
 
     def take(self, parameter: Tensor) -> list[Piece]:
         """Return what is held of a parameter, and hold it no longer."""

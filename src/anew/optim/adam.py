@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anew.errors import UserError
 from anew.frontend.layers import repeated_layers
 from anew.frontend.model import session_of
+from anew.optim.embedding import hold_rows
 from anew.optim.update import Gradient, Rule, update
 
 #: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
@@ -40,6 +41,7 @@ class OnEngine(torch.optim.Adam):
         self._large = {p for p in trained if _is_large(p)}
         for p in self._large:
             self._held.hold(p)
+        hold_rows(model, self._held)
         self._clip = 1.0
         self._order = {p: i for i, p in enumerate(_by_need(model))}
         if self.overlap:
@@ -75,6 +77,7 @@ class OnEngine(torch.optim.Adam):
             decoupled = group["decoupled_weight_decay"]
             rule = Rule(beta1, beta2, group["eps"], group["lr"], group["weight_decay"], decoupled, self._clip)
             for p in self._large.intersection(group["params"]):
+                self._held.rows_to_grad(p)
                 gradient = Gradient(p.grad, self._held.take(p))
                 if not gradient:
                     continue
@@ -88,6 +91,8 @@ class OnEngine(torch.optim.Adam):
     def clip_norm(self, most: float) -> float:
         """Return the norm of all gradients; the next step scales them to ``most`` if it is larger. 0 clips nothing."""
         norm = nn.utils.get_total_norm(self._small_gradients())
+        for p in self._large:
+            self._held.rows_to_grad(p)
         found = [(p, Gradient(p.grad, self._held.of(p))) for p in self._trained() if p in self._large]
         large = [gradient.squares(p) for p, gradient in found if gradient]
         if large:
@@ -110,7 +115,7 @@ class OnEngine(torch.optim.Adam):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, those that are held too."""
         for p in self._large:
-            self._held.take(p)
+            self._held.forget(p)
         super().zero_grad(set_to_none)
 
     def settle(self) -> None:

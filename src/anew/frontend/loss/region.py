@@ -121,7 +121,7 @@ class LossRegion:
         width = 0 if cotangent is None else cotangent.shape[1]
         call = self._program(tiling, head, hidden=hidden, width=width)
         of_hidden = torch.zeros(tiling.padded, head.hidden.shape[1]) if hidden else None
-        of_weight = torch.zeros(len(head.weight), width) if width else None
+        of_weight = torch.empty(len(head.weight), width) if width else None
         for rows in tiling.chunks():
             largest = tiling.cut(mass.largest, rows)
             further = [largest] if cotangent is None else [largest, tiling.cut(cotangent, rows)]
@@ -130,7 +130,8 @@ class LossRegion:
                 if of_hidden is not None:
                     of_hidden[rows] += results[0]
                 if of_weight is not None:
-                    of_weight[tile.span] += results[-1]
+                    part, own = of_weight[tile.span][tile.overlap :], results[-1][tile.overlap :]
+                    part.copy_(own) if rows.start == 0 else part.add_(own)
         return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
 
     def _tiling(self, head: Head) -> Tiling:
