@@ -65,25 +65,31 @@ def contenders() -> list[str]:
     return [name for name in CONTENDERS if name != "compiled" or compiler]
 
 
-def measure(preset: str) -> dict[str, Any]:
-    """Median seconds of a step and peak GB of each, and the ratios to eager PyTorch and to the better of its two."""
+def in_turn(
+    target: Callable[..., None], arguments: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Let processes step in turn; returns the seconds of the steps that count, and the peaks in GB, by name."""
     context = multiprocessing.get_context("spawn")
-    names = contenders()
     ends: dict[str, Connection] = {}
-    for name in names:
+    for name, given in arguments.items():
         ends[name], other = context.Pipe()
-        context.Process(target=train, args=(other, preset, name), daemon=True).start()
+        context.Process(target=target, args=(other, *given), daemon=True).start()
         other.close()  # so that a contender that dies is an EOFError here
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in arguments}
     for repeat in range(WARM + REPEATS):
-        for name in names:
-            ends[name].send(True)
-            taken = ends[name].recv()
+        for name, end in ends.items():
+            end.send(True)
+            taken = end.recv()
             if repeat >= WARM:
                 seconds[name].append(taken)
     for end in ends.values():
         end.send(False)
-    peaks = {name: end.recv() for name, end in ends.items()}
+    return seconds, {name: end.recv() for name, end in ends.items()}
+
+
+def measure(preset: str) -> dict[str, Any]:
+    """Median seconds of a step and peak GB of each, and the ratios to eager PyTorch and to the better of its two."""
+    seconds, peaks = in_turn(train, {name: (preset, name) for name in contenders()})
     return {"batch": BATCHES[preset], "length": LENGTH, "repeats": REPEATS} | figures(seconds, peaks)
 
 

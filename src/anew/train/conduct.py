@@ -10,6 +10,7 @@ from typing import Any
 
 from anew.device.power import kept_awake, power
 from anew.errors import UserError
+from anew.optim import settle
 from anew.report import REPORT, write_report
 from anew.train.checkpoint import Checkpoint, Checkpoints, step_of
 from anew.train.device import describe_device, statistics
@@ -107,6 +108,8 @@ def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
             loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
+        with suppress(Exception):  # of two errors the first is the one to tell
+            settle(loop.optimizer)
         if not slow:
             _say_what_slows(loop)  # it grew hot, or its battery low
 

@@ -29,7 +29,6 @@ from anew.frontend.instances import ByTensor
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
 from anew.frontend.loss.tiling import Tile, Tiling
 from anew.frontend.region import GraphCall
-from anew.frontend.segment import WeightStore
 from anew.frontend.session import Session
 
 #: The label of a token that does not count.
@@ -72,13 +71,14 @@ class LossRegion:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.weights = WeightStore(session.device)
+        self.weights = session.weights
         self.views: ByTensor[dict[int, list[Tensor]]] = ByTensor()
         self.programs: dict[tuple[Shape, bool, int], GraphCall] = {}
         self.names: dict[Shape, str] = {}
 
     def losses(self, head: Head) -> tuple[Tensor, Tensor, Mass]:
         """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs."""
+        self.session.writes.wait([head.weight])
         mass = self._mass(head)
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL
@@ -121,7 +121,7 @@ class LossRegion:
         width = 0 if cotangent is None else cotangent.shape[1]
         call = self._program(tiling, head, hidden=hidden, width=width)
         of_hidden = torch.zeros(tiling.padded, head.hidden.shape[1]) if hidden else None
-        of_weight = torch.zeros(len(head.weight), width) if width else None
+        of_weight = torch.empty(len(head.weight), width) if width else None
         for rows in tiling.chunks():
             largest = tiling.cut(mass.largest, rows)
             further = [largest] if cotangent is None else [largest, tiling.cut(cotangent, rows)]
@@ -130,7 +130,8 @@ class LossRegion:
                 if of_hidden is not None:
                     of_hidden[rows] += results[0]
                 if of_weight is not None:
-                    of_weight[tile.span] += results[-1]
+                    part, own = of_weight[tile.span][tile.overlap :], results[-1][tile.overlap :]
+                    part.copy_(own) if rows.start == 0 else part.add_(own)
         return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
 
     def _tiling(self, head: Head) -> Tiling:
