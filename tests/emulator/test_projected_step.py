@@ -50,9 +50,11 @@ def test_layers_beyond_the_second_and_the_true_vocabulary_are_counted_as_in_a_ru
 
 
 def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(found: Estimate) -> None:
-    assert found.seconds == pytest.approx(sum(found.split.values())) == pytest.approx(sum(found.parts.values()))
+    serial = found.seconds + found.beside.saved
+    assert serial == pytest.approx(sum(found.split.values())) == pytest.approx(sum(found.parts.values()))
     assert found.low < found.seconds < found.high
-    assert sum(found.bound.values()) < found.seconds
+    assert found.bound_beside <= sum(found.bound.values()) < found.seconds
+    assert 0 < found.compile[0] < found.compile[1]
     assert found.split["wait"] == pytest.approx(found.counted.work.dispatches * read_rates("m4").seconds.dispatches)
     assert found.tflops < found.machine.peak_tflops
 
@@ -90,6 +92,6 @@ def test_the_command_prints_json_with_the_comparison_and_draws_a_roofline(tmp_pa
     assert main(["estimate", "--model", str(tmp_path), *flags]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["projected"] is True
-    assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()))
+    assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()) - printed["overlap_ms"])
     assert {s["label"] for s in printed["compare"]["systems"]} == {"measured by its authors"}
     assert picture.read_bytes().startswith(b"\x89PNG")

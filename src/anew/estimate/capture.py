@@ -31,7 +31,7 @@ from anew.frontend.segment import WeightStore
 from anew.frontend.session import Session
 from anew.plan import Plan
 from anew.projection import Work
-from anew.projection.work import FP16_BYTES
+from anew.projection.work import FP16_BYTES, from_memory
 
 #: Vocabulary of the small models.
 VOCABULARY = 64
@@ -62,7 +62,7 @@ class Counted:
     """Amounts of one step, which add.
 
     Attributes:
-        work: of the engine and of the host's copies.
+        work: of the engine and of the host's copies. forward: the part of the layers' forward programs in it.
         parameters, trained: of the model, and those with a gradient.
         buffers: bytes leased for programs.
         touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
@@ -70,6 +70,7 @@ class Counted:
     """
 
     work: Work
+    forward: Work
     parameters: float
     trained: float
     buffers: float
@@ -86,7 +87,7 @@ class Counted:
         return Counted(*(a * times for a in self._amounts()))
 
     def _amounts(self) -> list[Any]:
-        return [self.work, self.parameters, self.trained, self.buffers, self.touched, self.programs, self.convolutions]
+        return list(vars(self).values())
 
 
 def count_step(setting: Setting, chip: str) -> Counted:
@@ -122,7 +123,7 @@ def _small(setting: Setting, layers: int, chip: str) -> Counted:
         reason = verdict.reason if verdict else "it has no loss of its own"
         raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
     loss = {plan.text for plan in session.plans if " loss " in plan.name}
-    kept = device.total(left_out=loss)
+    backward = {plan.text for plan in session.plans if "backward" in plan.name}
     head = model.get_output_embeddings().weight  # type: ignore[operator]
     tables = {id(head): head, id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}  # type: ignore[operator]
     plain = [p for p in model.parameters() if id(p) not in tables]
@@ -132,7 +133,8 @@ def _small(setting: Setting, layers: int, chip: str) -> Counted:
         if call.shape[:1] != (VOCABULARY,)
     )
     return Counted(
-        kept,
+        device.total(left_out=loss),
+        device.total(left_out=loss | backward),
         sum(p.numel() for p in plain),
         sum(p.numel() for p in plain if p.requires_grad),
         device.buffers.allocated_bytes,
@@ -199,7 +201,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     once = [_run(call.run.plan, call.run.program, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[attr-defined]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
-    return Counted((once[0] + once[1]) * tiles, tables, tables if trained else 0, buffers, 0, 0, 0)
+    return Counted((once[0] + once[1]) * tiles, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
 
 
 def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
@@ -208,4 +210,5 @@ def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
     inputs = sum(p.type.numel for p in program.inputs)
     outputs = sum(p.type.numel for p in program.outputs)
     there = 0 if fresh else sum(weights.values())
-    return program.work + Work(dispatches=1, read=inputs - there, write=outputs, weight_bytes=FP16_BYTES * there)
+    streams = from_memory(FP16_BYTES * float(inputs + outputs))
+    return program.work + streams + Work(dispatches=1, read=inputs - there, write=outputs)

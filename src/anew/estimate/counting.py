@@ -1,7 +1,8 @@
 """A device that computes nothing and counts: what programs compute, the host copies and the engine streams.
 
 A buffer is copied by the host once, before the first run that reads it since it was leased, unless a run wrote it. A
-result that no later run of the step reads is one that the host reads.
+result that no later run of the step reads is one that the host reads. Whoever else touches a buffer, the engine streams
+every operand of a run from memory and every result to it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from anew.device.null import NullDevice
 from anew.mil import Function, Weights, parse_program
 from anew.projection import Work
 from anew.projection.count import has_operation, work_of
-from anew.projection.work import FP16_BYTES
+from anew.projection.work import FP16_BYTES, from_memory
 
 #: A lease: where its memory lies and which of the leases there it is.
 Lease = tuple[int, int]
@@ -85,15 +86,14 @@ class CountingDevice(NullDevice):
             if lease not in self.filled:
                 self.filled.add(lease)
                 work += Work(read=elements)
-            else:
-                work += Work(weight_bytes=FP16_BYTES * elements)
-            if self.written.pop(lease, None):
-                work += Work(weight_bytes=FP16_BYTES * elements)  # which an earlier run wrote to memory
+            self.written.pop(lease, None)
+            work += from_memory(FP16_BYTES * elements)
         self.work[program.text] += work
         for port in program.outputs:
             lease = self.buffers.number(bindings[port.name])
             self.filled.add(lease)
             self.written[lease] = program.text, port.type.numel
+            self.work[program.text] += from_memory(FP16_BYTES * port.type.numel)
 
 
 class CountingProgram(LoadedProgram):
