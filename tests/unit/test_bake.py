@@ -28,7 +28,7 @@ def plan(transposed: bool) -> Plan:
     y = b.op("matmul", "y", x=x, y=w, transpose_x=False, transpose_y=transposed)
     text, weights = print_program(b.program([y]))
     inputs = (InputPort("x", 0, x.shape, "activation"), InputPort("w", 1, w.shape, "weight", 1))
-    scales = ScalePlan((Operand(None, None), Operand(None, None)), (Product(0, 1, None, 0),))
+    scales = ScalePlan((Operand(None), Operand(None)), (Product(0, 1, None, 0),))
     return Plan("p", text, weights, inputs, (OutputPort("y", y.shape, (0,), False, False),), (), (), 1, scales, 0)
 
 

@@ -14,7 +14,7 @@ from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import Builder, Program, print_program
-from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
+from anew.plan import MAXIMA, SCALES, UNKNOWN, Bound, Operand, Product, ScalePlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MATMUL = {"transpose_x": False, "transpose_y": False}
@@ -169,7 +169,7 @@ def test_scales_divide_out_and_maxima_are_those_of_the_values():
     before = run(products())
     function, plan = (lambda s: (s.function, s.scales))(scale_operands(products(), {"weight"}, [0, 1]))
     factors = np.ones((plan.scale_rows, 1), np.float32)
-    exponents = [3, 0, -2, 4]  # x, weight (by the host), softmax's result, y
+    exponents = [3, 0, 0, 4]  # x, weight (by the host), softmax's result (which needs none), y
     for operand, exponent in zip(plan.operands, exponents, strict=True):
         if operand.row is not None:
             factors[operand.row] = 2.0**exponent
@@ -177,17 +177,22 @@ def test_scales_divide_out_and_maxima_are_those_of_the_values():
     after = dict(zip([v.name for v in function.outputs], run(function, {SCALES: factors}), strict=True))
     maxima = after.pop(MAXIMA).flatten()
     mixed, weights = after.values()
+    assert list(maxima.shape) == [plan.maxima_rows] == [1]
+    rows = {name: i for i, name in enumerate(["scores", "mixed", "weights", "x", "y"])}  # all but the first the host's
+    assert plan.products[0].maximum_row == rows["scores"]
+    assert plan.products[1].maximum_row == rows["mixed"]
     torch.testing.assert_close(weights, before[1], rtol=2e-3, atol=1e-4)
-    torch.testing.assert_close(mixed / 2.0 ** (4 - 2), before[0], rtol=4e-3, atol=1e-3)
-    assert maxima[plan.products[1].maximum_row] == mixed.abs().max()
-    assert maxima[plan.operands[2].maximum_row] == weights.abs().max()
-    assert plan.operands[1].row is None
-    assert plan.result_rows == ()  # both results are covered: a product, and an operand reports itself
+    torch.testing.assert_close(mixed / 2.0**4, before[0], rtol=4e-3, atol=1e-3)
+    bounds = [operand.bound for operand in plan.operands]
+    assert bounds == [Bound.of(rows["x"]), UNKNOWN, Bound.number(1.0), Bound.of(rows["y"])]
+    assert [operand.row is None for operand in plan.operands] == [False, True, True, False]
+    assert [operand.lonely for operand in plan.operands] == [False, False, False, True]  # y, which meets softmax
+    assert plan.result_rows == (rows["weights"],)
 
 
-def scaled(make, weights=(), checked=(0,)):
+def scaled(make, weights=(), read=(0,)):
     b = Builder()
-    return scale_operands(b.function(make(b)), set(weights), list(checked))
+    return scale_operands(b.function(make(b)), set(weights), list(read))
 
 
 def test_two_weights_multiplied_are_scaled_on_the_device():
@@ -211,15 +216,17 @@ def test_a_product_that_stays_on_the_device_carries_no_scales():
         return [b.op("matmul", x=b.input("x", (3, 4)), y=b.input("y", (4, 3)), **MATMUL)]
 
     assert scaled(make).output_products == {0: 0}
-    kept = scaled(make, checked=())
+    kept = scaled(make, read=())
     assert kept.output_products == {}
-    assert kept.scales.products == (Product(0, 1, 2, 2),)
+    assert kept.scales.products == (Product(0, 1, 2, 0),)
 
 
-def test_a_function_without_products_has_maxima_only():
+def test_the_host_finds_the_maxima_of_a_function_without_products():
     found = scaled(lambda b: [b.op("exp", x=b.input("x", (3, 4)))])
-    assert found.scales == ScalePlan((), (), (0,), 0, 1)
+    assert found.scales == ScalePlan((), (), (0,), 0, 0, 1)
+    assert found.output_rows == {0: 0}
     assert [v.name for v in found.function.inputs] == ["x"]
+    assert [v.name for v in found.function.outputs] == ["exp"]
 
 
 def test_an_operand_shared_by_two_products_has_one_factor():
@@ -227,8 +234,8 @@ def test_an_operand_shared_by_two_products_has_one_factor():
         x, y = b.input("x", (4, 4)), b.input("y", (4, 4))
         return [b.op("matmul", x=x, y=y, **MATMUL), b.op("matmul", x=y, y=x, **MATMUL)]
 
-    plan = scaled(make, checked=(0, 1)).scales
-    assert plan.operands == (Operand(0, 0), Operand(1, 1))
+    plan = scaled(make, read=(0, 1)).scales
+    assert plan.operands == (Operand(0, Bound.of(2)), Operand(1, Bound.of(3)))
     assert [(p.left, p.right) for p in plan.products] == [(0, 1), (1, 0)]
 
 
@@ -241,8 +248,8 @@ def test_the_operands_of_a_convolution_are_scaled_as_those_of_a_product():
         return [b.op("slice_by_size", x=b.op("conv", x=x, weight=w, **window), begin=[0] * 4, size=[1, 8, 4, 2])]
 
     found = scaled(make, ("w",))
-    assert found.scales.operands == (Operand(0, 0), Operand(None, None))
-    assert found.scales.products == (Product(0, 1, None, 1),)
+    assert found.scales.operands == (Operand(0, Bound.of(1)), Operand(None))
+    assert found.scales.products == (Product(0, 1, None, 0),)
     assert found.weight_operands == {"w": 1}
     assert found.output_products == {0: 0}
     assert [op.kind for op in found.function.ops].count("mul") == 1

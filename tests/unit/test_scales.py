@@ -11,6 +11,7 @@ from anew.device.base import INFINITE_PRODUCT
 from anew.frontend.scales import (
     COTANGENT,
     FP16_MAX,
+    LONELY_TARGET,
     OPERAND_TARGET,
     PRODUCT_LIMIT,
     PRODUCT_TARGET,
@@ -18,12 +19,12 @@ from anew.frontend.scales import (
     exponent_for,
     weight_exponent,
 )
-from anew.plan import Operand, Product, ScalePlan
+from anew.plan import Bound, Operand, Product, ScalePlan
 
 #: One product of two activations, scales divided out in the program; maxima: left, right, product.
-PAIR = ScalePlan((Operand(0, 0), Operand(1, 1)), (Product(0, 1, 2, 2),), (), 3, 3)
+PAIR = ScalePlan((Operand(0, Bound.of(0)), Operand(1, Bound.of(1))), (Product(0, 1, 2, 2),), (), 3, 3)
 #: An activation times a weight, the scales left to the host; maxima: activation, product, another result.
-WEIGHTED = ScalePlan((Operand(0, 0), Operand(None, None)), (Product(0, 1, None, 1),), (2,), 1, 3)
+WEIGHTED = ScalePlan((Operand(0, Bound.of(0)), Operand(None)), (Product(0, 1, None, 1),), (2,), 1, 3)
 
 
 def maxima(*values):
@@ -112,7 +113,7 @@ def test_the_weight_s_exponent_is_taken_as_it_is():
 
 
 def test_an_operand_twice_in_a_product_is_lowered_by_half():
-    square = ScalePlan((Operand(0, 0),), (Product(0, 0, 1, 1),), (), 2, 2)
+    square = ScalePlan((Operand(0, Bound.of(0)),), (Product(0, 0, 1, 1),), (), 2, 2)
     state = ScaleState(square, [4])
     assert state.review(maxima(4.0, 16384.0)) == "good"
     assert state.exponents == [3]
@@ -120,7 +121,7 @@ def test_an_operand_twice_in_a_product_is_lowered_by_half():
 
 def test_a_shared_operand_suits_all_its_products():
     shared = ScalePlan(
-        (Operand(0, 0), Operand(1, 1), Operand(2, 2)), (Product(0, 1, 3, 3), Product(0, 2, 4, 4)), (), 5, 5
+        tuple(Operand(i, Bound.of(i)) for i in range(3)), (Product(0, 1, 3, 3), Product(0, 2, 4, 4)), (), 5, 5
     )
     state = ScaleState(shared, [5, 5, 5])
     assert state.review(maxima(2.0, 2.0, 2.0, 30000.0, 3.0)) == "good"
@@ -155,7 +156,7 @@ def plans(draw):
     chosen = draw(st.lists(pairs.filter(lambda p: movable[p[0]] or movable[p[1]]), min_size=1, max_size=5))
     rows = iter(range(100))
     maxima_rows = iter(range(100))
-    operands = tuple(Operand(next(rows), next(maxima_rows)) if m else Operand(None, None) for m in movable)
+    operands = tuple(Operand(next(rows), Bound.of(next(maxima_rows))) if m else Operand(None) for m in movable)
     products = tuple(Product(a, b, draw(st.none() | st.just(next(rows))), next(maxima_rows)) for a, b in chosen)
     return ScalePlan(operands, products, (), next(rows), next(maxima_rows))
 
@@ -175,8 +176,8 @@ def test_after_a_good_run_every_factor_is_normal_and_no_product_bursts(data):
     peaks = [data.draw(MAGNITUDES) for _ in plan.operands]
     sums = [data.draw(MAGNITUDES) for _ in plan.products]  # unscaled
     for i, operand in enumerate(plan.operands):
-        if operand.maximum_row is not None:
-            values[operand.maximum_row] = peaks[i]
+        for row in operand.bound.factors():
+            values[row] = peaks[i]
     verdict = "rescale"
     for _ in range(16):
         used = [state.product_exponent(p) for p in plan.products]
@@ -211,8 +212,8 @@ def test_values_that_fp16_holds_settle_within_a_few_runs(data):
     state.fix({i: data.draw(st.integers(-4, 8)) for i, o in enumerate(plan.operands) if o.row is None})
     values = np.zeros(plan.maxima_rows, np.float32)
     for operand in plan.operands:
-        if operand.maximum_row is not None:
-            values[operand.maximum_row] = data.draw(st.floats(1e-3, 1e3))
+        for row in operand.bound.factors():
+            values[row] = data.draw(st.floats(1e-3, 1e3))
     sums = [data.draw(st.floats(1e-3, 1e4)) for _ in plan.products]
     for _run in range(6):
         for product, total in zip(plan.products, sums, strict=True):
@@ -222,3 +223,35 @@ def test_values_that_fp16_holds_settle_within_a_few_runs(data):
             break
     else:
         pytest.fail("no good run")
+
+
+def test_an_operand_follows_a_bound_by_the_maxima_of_ports_and_products():
+    """The right operand is at most 3 times the first product, divided by its scales, times a port's largest number."""
+    bound = Bound.of(2).times(Bound.of(1)).times(Bound.number(3.0))
+    plan = ScalePlan(
+        (Operand(0, Bound.of(0)), Operand(None), Operand(1, bound)),
+        (Product(0, 1, 2, 2), Product(0, 2, None, 3)),
+        (),
+        3,
+        4,
+    )
+    state = ScaleState(plan)
+    state.fix({1: 4})
+    assert state.review(maxima(8.0, 0.5, 2.0**4, 1.0)) == "good"  # 2^4 times the scale of the weight: the value is 1
+    assert state.exponents == [3, 4, exponent_for(OPERAND_TARGET, 3.0 * 0.5 * 1.0)]
+
+
+def test_a_product_with_a_bound_is_guarded_by_it():
+    """An operand that meets softmax takes a larger factor; the product cannot exceed it, and is not measured."""
+    plan = ScalePlan(
+        (Operand(None, Bound.number(1.0)), Operand(0, Bound.of(0), lonely=True)),
+        (Product(0, 1, 1, None, Bound.of(0)),),
+        (),
+        2,
+        1,
+    )
+    state = ScaleState(plan)
+    assert state.review(maxima(8.0)) == "good"
+    assert state.exponents == [0, exponent_for(LONELY_TARGET, 8.0)]
+    assert state.review(maxima(8.0 * PRODUCT_LIMIT / LONELY_TARGET)) == "rescale"  # it may have burst
+    assert state.review(maxima(8.0 * PRODUCT_LIMIT / LONELY_TARGET)) == "good"

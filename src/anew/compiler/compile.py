@@ -20,7 +20,7 @@ from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
-from anew.plan import InputPort, OutputPort, Plan
+from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
 
 
 def compile_graph(
@@ -46,16 +46,18 @@ def compile_graph(
     )
     weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
-    checked = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
-    scaled = scale_operands(function, weights, checked)
+    read = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
+    scaled = scale_operands(function, weights, read)
     outputs = [
         OutputPort(
             value.name,
             value.shape,
             tuple(positions[i]),
-            saved=i not in checked,
+            saved=i not in read,
             linear=results[positions[i][0]].name in linear,
             product=scaled.output_products.get(i),
+            maximum_row=scaled.output_rows.get(i),
+            bound=scaled.output_bounds.get(i, UNKNOWN),
         )
         for i, value in enumerate(scaled.function.outputs[: len(positions)])
     ]
@@ -201,7 +203,14 @@ def depends_on(graph: Graph, sources: set[str]) -> set[str]:
 def _input_ports(graph: Graph, scaled: Scaled, kinds: Mapping[str, str]) -> tuple[InputPort, ...]:
     used = {v.name: v for v in scaled.function.inputs}
     return tuple(
-        InputPort(n.name, i, used[n.name].shape, kinds.get(n.name, "activation"), scaled.weight_operands.get(n.name))
+        InputPort(
+            n.name,
+            i,
+            used[n.name].shape,
+            kinds.get(n.name, "activation"),
+            scaled.weight_operands.get(n.name),
+            scaled.port_rows.get(n.name),
+        )
         for i, n in enumerate(_placeholders(graph))
         if n.name in used
     )

@@ -23,6 +23,7 @@ class BufferPool:
     def __init__(self, row_bytes: int) -> None:
         self.row_bytes = row_bytes
         self.allocated_bytes = 0
+        self._magnitudes: dict[int, tuple[int, float]] = {}
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
         self._lock = threading.RLock()  # a finalizer may run while the pool is in use
 
@@ -45,6 +46,15 @@ class BufferPool:
         room = buffer.untyped_storage().nbytes() - buffer.storage_offset() * buffer.itemsize
         return buffer.stride() == strides and room >= nbytes
 
+    def note(self, buffer: Tensor, magnitude: float) -> None:
+        """Remember what no element of a whole lease exceeds, for as long as the lease lives and is not written to."""
+        self._magnitudes[buffer.data_ptr()] = buffer._version, magnitude
+
+    def magnitude(self, buffer: Tensor) -> float | None:
+        """What was noted of a lease; None if nothing was, or it was written to since."""
+        version, magnitude = self._magnitudes.get(buffer.data_ptr(), (None, None))
+        return magnitude if version == buffer._version else None
+
     def _block(self, nbytes: int) -> np.ndarray:
         with self._lock:
             free = self._free[nbytes]
@@ -61,6 +71,7 @@ class BufferPool:
 
     def _give_back(self, memory: np.ndarray) -> None:
         with self._lock:
+            self._magnitudes.pop(memory.ctypes.data, None)
             self._free[memory.size].append(memory)
 
 

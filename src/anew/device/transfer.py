@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -12,7 +13,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from anew.device.team import kernel
+from anew.device.team import COMPILED, kernel
 
 INF_BITS = 0x7F800000
 
@@ -55,11 +56,37 @@ def _store(buffer: np.ndarray, x: np.ndarray, factor: np.float32) -> np.int32:
 
 
 @kernel
-def _load(buffer: np.ndarray, factor: np.float32, out: np.ndarray) -> None:
+def _load(buffer: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32:
+    largest = np.int32(0)
     for i in prange(len(out)):
         row, target = buffer[i], out[i]
+        top = np.int32(0)
         for j in range(target.size):
-            target[j] = float_of_half(row[j]) * factor
+            x = float_of_half(row[j])
+            top = max(top, magnitude_bits(x))
+            target[j] = x * factor
+        largest = max(largest, top)
+    return largest
+
+
+@numba.njit(fastmath={"reassoc", "nsz"}, **COMPILED)
+def _measure_row(row: np.ndarray, width: int) -> tuple[np.int32, float]:
+    """Largest magnitude, as bits, and sum of squares, which vector registers add in an order of their own."""
+    top, total = np.int32(0), 0.0
+    for j in range(width):
+        x = float_of_half(row[j])
+        top = max(top, magnitude_bits(x))
+        total += np.float64(x * x)  # float32 holds the square
+    return top, total
+
+
+@kernel
+def _measure(buffer: np.ndarray, width: int, squares: np.ndarray) -> np.int32:
+    largest = np.int32(0)
+    for i in prange(len(squares)):
+        top, squares[i] = _measure_row(buffer[i], width)
+        largest = max(largest, top)
+    return largest
 
 
 def store(buffer: Tensor, x: Tensor, exponent: int) -> float:
@@ -72,12 +99,27 @@ def store(buffer: Tensor, x: Tensor, exponent: int) -> float:
     return float_of_largest(largest)
 
 
-def load(buffer: Tensor, exponent: int) -> Tensor:
-    """Return ``buffer * 2**exponent`` of a leased fp16 buffer as a fresh contiguous float32 tensor."""
+def load(buffer: Tensor, exponent: int) -> tuple[Tensor, float]:
+    """Return ``buffer * 2**exponent`` of a leased fp16 buffer as a fresh contiguous float32 tensor.
+
+    With it comes the largest magnitude in the buffer; inf if one of its elements is infinite or NaN.
+    """
     rows = _rows(buffer)
     out = torch.empty(buffer.shape)
-    _load(rows, np.float32(2.0**exponent), out.view(len(rows), -1).numpy())
-    return out
+    return out, float_of_largest(_load(rows, np.float32(2.0**exponent), out.view(len(rows), -1).numpy()))
+
+
+def measure(buffer: Tensor) -> tuple[float, float]:
+    """Return the largest magnitude in a leased fp16 buffer, and the sum of its squares added in float64.
+
+    Both are of the numbers as they lie there, without exponents. The first is inf if an element is infinite or NaN;
+    the second then is no number to use. One pass, whose sums are the same on any number of threads.
+    """
+    rows = _rows(buffer)
+    squares = np.empty(len(rows))
+    width = buffer.shape[-1] if buffer.dim() else 1
+    largest = _measure(rows, width, squares)
+    return float_of_largest(largest), float(squares.sum())
 
 
 def _rows(buffer: Tensor) -> np.ndarray:

@@ -22,6 +22,8 @@ from anew.plan import Product, ScalePlan
 COTANGENT = 6
 #: Largest magnitude wanted of a scaled operand.
 OPERAND_TARGET = 64.0
+#: Largest magnitude wanted of one that meets only values of at most 1 or so, which have no factor.
+LONELY_TARGET = 4096.0
 #: Largest magnitude wanted of a weight, scaled on upload: lower, as weights spread less and the product must fit too.
 WEIGHT_TARGET = 16.0
 #: Largest magnitude wanted of a product: an eighth of where the array overflows.
@@ -94,15 +96,24 @@ class ScaleState:
         """The exponent that a product carries."""
         return self.exponents[product.left] + self.exponents[product.right]
 
+    def values(self, maxima: np.ndarray) -> np.ndarray:
+        """The maxima of a run, those of products divided by the scales that they carry."""
+        values = np.array(maxima, np.float64)
+        for product in self.plan.products:
+            if product.maximum_row is not None:
+                values[product.maximum_row] *= 2.0 ** -self.product_exponent(product)
+        return values
+
     def review(self, maxima: np.ndarray) -> str:
         """Judge a run by its maxima and choose the exponents of the next one.
 
         Returns ``good``, ``rescale`` (run again with the new exponents) or ``overflow`` (a value other than a product
         left fp16: the cotangents must be brought lower, or a forward pass cannot be held).
         """
-        tops = [float(maxima[p.maximum_row]) for p in self.plan.products]
+        known = self.values(maxima)
+        tops = [self._top(product, maxima, known) for product in self.plan.products]
         burst = [not top < PRODUCT_LIMIT for top in tops]
-        seen = {i: float(maxima[o.maximum_row]) for i, o in enumerate(self.plan.operands) if o.maximum_row is not None}
+        seen = {i: o.bound.value(known) for i, o in enumerate(self.plan.operands) if o.row is not None}
         values = [*seen.values(), *(float(maxima[r]) for r in self.plan.result_rows), *self._inner_products(tops)]
         if not any(burst) and not all(m < -INFINITE_PRODUCT for m in values):  # of that magnitude it may be no value
             return "overflow"
@@ -117,6 +128,12 @@ class ScaleState:
         if not lost and self.cotangent < COTANGENT and max(values, default=0.0) < FP16_MAX * RECOVERY:
             self.cotangent += 1
         return "rescale" if lost else "good"
+
+    def _top(self, product: Product, maxima: np.ndarray, known: np.ndarray) -> float:
+        """What the magnitude of a product as the array gave it was, or did not exceed."""
+        if product.maximum_row is not None:
+            return float(maxima[product.maximum_row])
+        return float(product.bound.value(known)) * 2.0 ** self.product_exponent(product)
 
     def _inner_products(self, tops: list[float]) -> list[float]:
         """Largest magnitudes of the products that the program itself divides by their scales, after that."""
@@ -134,7 +151,8 @@ class ScaleState:
         fresh = list(self.exponents)
         for i, maximum in seen.items():
             if math.isfinite(maximum):
-                fresh[i] = int(np.clip(exponent_for(OPERAND_TARGET, maximum), SMALLEST, LARGEST))
+                target = LONELY_TARGET if self.plan.operands[i].lonely else OPERAND_TARGET
+                fresh[i] = int(np.clip(exponent_for(target, maximum), SMALLEST, LARGEST))
         return fresh
 
     def _product_limit(self, product: Product, top: float, burst: bool) -> int:

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anew.compiler.bake import as_quantized
 from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device, Operation
-from anew.device.transfer import load, store
+from anew.device.transfer import load, measure, store
 from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
 from anew.frontend.scale_store import ScaleStore, program_key
@@ -69,11 +70,15 @@ class Variant:
 
 @dataclass
 class UploadedWeight:
-    """A weight in an fp16 buffer: what it was then (storage and version; all of it if frozen), and its exponent."""
+    """A weight in an fp16 buffer: what it was then (storage and version; all of it if frozen), and its exponent.
+
+    ``largest`` is its largest magnitude, before the exponent.
+    """
 
     source: tuple[int, int]
     buffer: Tensor
     exponent: int
+    largest: float
     original: Original | None
 
 
@@ -109,7 +114,7 @@ class WeightStore:
                 forms.clear()
             if exponent != guess:
                 store(buffer, weight, exponent)
-            known = forms[scaled] = UploadedWeight(source, buffer, exponent, original)
+            known = forms[scaled] = UploadedWeight(source, buffer, exponent, peak, original)
         return known
 
     def _outdated(self, name: str, known: UploadedWeight, weight: Tensor) -> bool:
@@ -166,17 +171,25 @@ class Segment:
         """Run the program on the graph's arguments."""
         state = self.state(args)
         variant = (self.bank and self.bank.find(args)) or self.plain
-        buffers, weights = self._upload(variant, args)
-        peak = self._cotangent_peak(args)
-        if not math.isfinite(peak):
+        peaks = self._cotangent_peaks(args)
+        peak = max(peaks.values(), default=0.0)
+        if not math.isfinite(sum(peaks.values())):
             return self._nan_results(args)
+        maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
+        buffers, weights = self._upload(variant, args, maxima)
         state.fix(weights | variant.exponents)
         for attempt in range(ATTEMPTS):
             cotangent = min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT) if self.scaling else 0
-            verdict, outputs, exponents = self._run(variant, state, args, buffers, cotangent)
+            outputs, exponents = self._run(variant, state, args, buffers, cotangent)
+            for port in self.plan.inputs:
+                if port.name in peaks and port.maximum_row is not None:
+                    maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangent
+            results = self._read(outputs, exponents, cotangent, maxima)
+            values = state.values(maxima)
+            verdict = state.review(maxima) if self.scaling else "good"
             if verdict == "good":
                 self._count(state, attempt)
-                return self._download(args, outputs, exponents, cotangent)
+                return self._results(args, results, values)
             if verdict == "overflow":
                 self._lower_cotangent(state)
         raise AnewError(
@@ -189,8 +202,13 @@ class Segment:
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
         return self.scales.state(None if first is None else args[first], self.key, self.plan)
 
-    def _upload(self, variant: Variant, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[int, int]]:
-        """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand."""
+    def _upload(
+        self, variant: Variant, args: Sequence[Tensor], maxima: np.ndarray
+    ) -> tuple[dict[str, Tensor], dict[int, int]]:
+        """Bring activations and weights into buffers; returns them by port and the weights' exponents by operand.
+
+        Their largest magnitudes become rows of ``maxima`` where the plan wants them.
+        """
         buffers: dict[str, Tensor] = {}
         exponents: dict[int, int] = {}
         for port in variant.inputs:
@@ -200,20 +218,32 @@ class Segment:
                 name = f"{self.plan.name}: weight '{port.name}'"
                 eight_bits = self.bank is not None and self.bank.eight_bits(port)
                 uploaded = self.weights.upload(name, x, scaled, not self.backward, eight_bits)
-                buffers[port.name] = uploaded.buffer
+                buffers[port.name], largest = uploaded.buffer, uploaded.largest
                 if port.operand is not None:
                     exponents[port.operand] = uploaded.exponent
             elif port.kind == "activation":
-                buffers[port.name] = self._activation(port, x)
+                buffers[port.name], largest = self._activation(port, x)
+            else:
+                continue
+            if port.maximum_row is not None:
+                maxima[port.maximum_row] = largest
         return buffers, exponents
 
-    def _activation(self, port: InputPort, x: Tensor) -> Tensor:
+    def _activation(self, port: InputPort, x: Tensor) -> tuple[Tensor, float]:
+        """A buffer with the values of ``x``, and their largest magnitude where the plan wants it."""
+        pool = self.device.buffers
         if x.dtype == torch.float16 and not x.requires_grad and x.stride() == self._strides(port):
-            return x  # a saved activation: it lies in a leased buffer already
-        buffer = self.device.buffers.lease(port.shape)
+            if port.maximum_row is None:
+                return x, math.nan
+            known = pool.magnitude(x)  # a saved activation: it lies in a leased buffer already
+            return x, measure(x)[0] if known is None else known
+        buffer = pool.lease(port.shape)
         if x.dtype == torch.bool:
-            return buffer.copy_(x)
-        return buffer.copy_(x if magnitude(x) <= FP16_MAX else self._finite(port, x))
+            return buffer.copy_(x), 1.0
+        largest = store(buffer, x, 0)
+        if not largest <= FP16_MAX:
+            largest = store(buffer, self._finite(port, x), 0)
+        return buffer, largest
 
     def _strides(self, port: InputPort) -> tuple[int, ...]:
         return self.device.buffers.strides(port.shape)
@@ -226,14 +256,14 @@ class Segment:
             raise AnewError(f"{self.plan.name}: input '{port.name}' {list(port.shape)} reaches {peak:.4g}, {BEYOND}")
         return x.masked_fill(masked, MASKED)
 
-    def _cotangent_peak(self, args: Sequence[Tensor]) -> float:
-        peaks = [magnitude(args[port.argument]) for port in self.plan.inputs if port.kind == "cotangent"]
-        return math.nan if any(math.isnan(p) for p in peaks) else max(peaks, default=0.0)
+    def _cotangent_peaks(self, args: Sequence[Tensor]) -> dict[str, float]:
+        """The largest magnitudes of the cotangents, by port."""
+        return {p.name: magnitude(args[p.argument]) for p in self.plan.inputs if p.kind == "cotangent"}
 
     def _run(
         self, variant: Variant, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
-    ) -> tuple[str, dict[str, Tensor], list[int]]:
-        """One dispatch; returns the verdict on it, its output buffers and the exponents it ran with."""
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """One dispatch; returns its output buffers and the exponents that the products carry."""
         lease = self.device.buffers.lease
         for port in self.plan.inputs:
             if port.kind == "cotangent":
@@ -247,11 +277,25 @@ class Segment:
         variant.operation.bind(buffers | outputs)
         variant.operation.execute()
         variant.operation.release_bindings()
-        exponents = [state.product_exponent(p) for p in self.plan.scales.products]
-        if MAXIMA not in outputs or not self.scaling:
-            return "good", outputs, exponents
-        maxima = outputs[MAXIMA].float().flatten().numpy()
-        return state.review(maxima), outputs, exponents
+        return outputs, [state.product_exponent(p) for p in self.plan.scales.products]
+
+    def _read(
+        self, outputs: dict[str, Tensor], exponents: list[int], cotangent: int, maxima: np.ndarray
+    ) -> dict[str, Tensor]:
+        """What the outputs hold, by port; fills in the maxima: the program's own and those found while reading."""
+        if rows := self.plan.scales.maxima_rows:
+            maxima[:rows] = outputs[MAXIMA].flatten().numpy()
+        found: dict[str, Tensor] = {}
+        for port in self.plan.outputs:
+            found[port.name] = outputs[port.name]
+            if port.saved:
+                continue
+            carried = exponents[port.product] if port.product is not None else 0
+            exponent = -carried - (cotangent if port.linear else 0)
+            found[port.name], largest = load(outputs[port.name], exponent)
+            if port.maximum_row is not None:
+                maxima[port.maximum_row] = largest
+        return found
 
     def _count(self, state: ScaleState, attempts: int) -> None:
         if not state.calibrated:
@@ -265,15 +309,13 @@ class Segment:
             raise AnewError(f"{self.plan.name}: a value inside this region is {BEYOND}")
         state.cotangent -= 3
 
-    def _download(
-        self, args: Sequence[Tensor], outputs: dict[str, Tensor], exponents: list[int], cotangent: int
-    ) -> list[Tensor | None]:
+    def _results(self, args: Sequence[Tensor], found: dict[str, Tensor], values: np.ndarray) -> list[Tensor | None]:
+        """The graph's results; what is known of the magnitudes of saved ones stays with their buffers."""
         results: list[Tensor | None] = [None] * self.plan.result_count
         for port in self.plan.outputs:
-            x = outputs[port.name]
-            if not port.saved:
-                carried = exponents[port.product] if port.product is not None else 0
-                x = load(x, -carried - (cotangent if port.linear else 0))
+            x = found[port.name]
+            if port.bound:
+                self.device.buffers.note(x, port.bound.value(values))
             for position in port.results:
                 results[position] = x != 0 if position in self.plan.truths and not port.saved else x
         for position, argument in self.plan.passed:

@@ -18,13 +18,15 @@ class Value:
     """One SSA value. ``const`` holds a constant's payload: a Python scalar, string, tuple or numpy array.
 
     ``constexpr`` marks the result of a ``constexpr_*`` operation: a constant whose payload is computed when a device
-    compiles the program.
+    compiles the program. ``bound`` is a magnitude that the value cannot exceed, where whoever made it knows one; text
+    does not show it.
     """
 
     name: str
     type: TensorType
     const: Any = None
     constexpr: bool = False
+    bound: float | None = None
 
     def __repr__(self) -> str:
         return f"{self.type} {self.name}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+from anew.plan.bounds import UNKNOWN, Bound
+
 #: The input port with one power of two a row, and the output port with one maximum a row.
 SCALES = "anew_scales"
 MAXIMA = "anew_maxima"
@@ -29,6 +31,8 @@ class InputPort:
         kind: ``activation``; ``weight`` (a parameter: converted once a step); ``cotangent`` (multiplied by the power of
             two chosen from the maximum over all cotangents).
         operand: index of the matmul operand that a weight is, when it is nothing else; the host scales it on upload.
+        maximum_row: row of its largest magnitude among the maxima, which the host finds while it writes it; None where
+            no bound depends on it.
     """
 
     name: str
@@ -36,6 +40,7 @@ class InputPort:
     shape: tuple[int, ...]
     kind: str
     operand: int | None = None
+    maximum_row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class OutputPort:
         saved: True when only the backward graph reads it: it stays an fp16 buffer.
         linear: True when it is linear in the cotangents and must be divided by their scale.
         product: index of the product whose operand scales are still in it; the host divides them out.
+        maximum_row: row of its largest magnitude among the maxima, which the host finds while it reads it; None where
+            the program reports that, or nobody asks.
+        bound: of the magnitudes of a saved value, which the backward program then need not find; empty if unknown.
     """
 
     name: str
@@ -57,38 +65,58 @@ class OutputPort:
     saved: bool
     linear: bool
     product: int | None = None
+    maximum_row: int | None = None
+    bound: Bound[int] = UNKNOWN
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A matmul operand: the row of its factor in ``SCALES`` and of its maximum in ``MAXIMA``.
+    """A matmul operand.
 
-    Both are None when its exponent is not chosen from maxima: a weight's is chosen on upload, a constant's is 0.
+    Attributes:
+        row: of its factor in ``SCALES``; None when its exponent is not chosen from maxima: a weight's is chosen on
+            upload, that of a constant is 0, and so is that of a value whose bound says that it needs no factor.
+        bound: of its magnitudes before the factor, over rows of the maxima; empty for weights and constants.
+        lonely: whether the other operands that it meets have no factor, and are so small that it takes all of theirs.
     """
 
     row: int | None
-    maximum_row: int | None
+    bound: Bound[int] = UNKNOWN
+    lonely: bool = False
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matmul: its operands, the row of its inverse scale (None: left to the host), the row of its maximum."""
+    """A matmul.
+
+    Attributes:
+        left, right: its operands.
+        inverse_row: of its inverse scale in ``SCALES``; None: left to the host.
+        maximum_row: of its maximum; None where ``bound`` says what it cannot exceed.
+        bound: of its magnitudes after the inverse scale.
+    """
 
     left: int
     right: int
     inverse_row: int | None
-    maximum_row: int
+    maximum_row: int | None
+    bound: Bound[int] = UNKNOWN
 
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Which rows of ``SCALES`` and ``MAXIMA`` mean what."""
+    """Which rows of ``SCALES`` and ``MAXIMA`` mean what.
+
+    ``maxima_rows`` are those of the program's port. After them come ``found_rows`` that the host finds: of results
+    while it reads them, of arguments while it writes them (``maximum_row`` of their ports).
+    """
 
     operands: tuple[Operand, ...] = ()
     products: tuple[Product, ...] = ()
-    result_rows: tuple[int, ...] = ()  # maxima of results that are not products
+    result_rows: tuple[int, ...] = ()  # maxima of results that are neither products nor operands
     scale_rows: int = 0
     maxima_rows: int = 0
+    found_rows: int = 0
 
 
 @dataclass(frozen=True)

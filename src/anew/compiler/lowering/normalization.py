@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from anew.compiler.lowering.reduction import SMALLEST_ROW_MAXIMUM, refined_rsqrt
+from anew.compiler.lowering.reduction import SMALLEST_ROW_MAXIMUM, norm_bound, refined_rsqrt
 from anew.compiler.lowering.table import Lowering, NotLowered, lowers, shape_of
 from anew.mil import Value
 
@@ -47,13 +47,16 @@ def _standardize(low: Lowering, node: Node, x: Value, axes: Sequence[int], eps: 
     variance = low.op("add", x=mean(low, low.op("mul", x=centred, y=centred), axes), y=low.op("mul", x=root, y=root))
     scale = refined_rsqrt(low, low.op("maximum", x=variance, y=SMALLEST_VARIANCE))
     centre = low.op("mul", x=low.op("add", x=centre, y=drift), y=peak)
-    return low.op("mul", x=centred, y=scale), low.op("real_div", x=scale, y=peak), centre
+    normed = low.op("mul", x=centred, y=scale)
+    normed.bound = norm_bound(math.prod(x.shape[a] for a in axes))
+    return normed, low.op("real_div", x=scale, y=peak), centre
 
 
 @lowers(anew.standardize_backward.default)
 def _standardize_backward(
     low: Lowering, node: Node, grad: Value, normed: Value, rstd: Value, axes: Sequence[int]
 ) -> Value:
+    normed.bound = norm_bound(math.prod(normed.shape[a] for a in axes))
     along = mean(low, low.op("mul", x=grad, y=normed), axes)
     rest = low.op("sub", x=low.op("sub", x=grad, y=mean(low, grad, axes)), y=low.op("mul", x=normed, y=along))
     return low.op("mul", x=rest, y=rstd)

@@ -91,6 +91,7 @@ def _softmax(low: Lowering, node: Node, x: Value, dim: int, half_to_float: bool)
 
 @lowers(aten._softmax_backward_data.default)
 def _softmax_backward(low: Lowering, node: Node, grad: Value, y: Value, dim: int, dtype: object) -> Value:
+    y.bound = 1.0
     total = low.op("reduce_sum", x=low.op("mul", x=grad, y=y), axes=[dim], keep_dims=True)
     return low.op("mul", x=y, y=low.op("sub", x=grad, y=total))
 
@@ -105,7 +106,14 @@ def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, V
     # eps / peak^2 in two steps: eps itself may be a subnormal of fp16, its root is not
     root = low.op("real_div", x=float(eps) ** 0.5, y=peak)
     scale = refined_rsqrt(low, low.op("add", x=mean, y=low.op("mul", x=root, y=root)))
-    return low.op("mul", x=unit, y=scale), low.op("real_div", x=scale, y=peak)
+    normed = low.op("mul", x=unit, y=scale)
+    normed.bound = norm_bound(x.shape[-1])
+    return normed, low.op("real_div", x=scale, y=peak)
+
+
+def norm_bound(count: int) -> float:
+    """What no one of so many numbers of mean square 1 exceeds, with room for the rounding of narrow sums."""
+    return 1.25 * count**0.5
 
 
 def refined_rsqrt(low: Lowering, x: Value) -> Value:
@@ -117,6 +125,7 @@ def refined_rsqrt(low: Lowering, x: Value) -> Value:
 
 @lowers(anew.rms_norm_backward.default)
 def _rms_norm_backward(low: Lowering, node: Node, grad: Value, normed: Value, rstd: Value) -> Value:
+    normed.bound = norm_bound(normed.shape[-1])
     along = low.op("reduce_mean", x=low.op("mul", x=grad, y=normed), axes=[-1], keep_dims=True)
     rest = low.op("sub", x=grad, y=low.op("mul", x=normed, y=along))
     return low.op("mul", x=rest, y=rstd)

@@ -19,6 +19,8 @@ class Rewriter:
         self.builder = Builder()
         self.keep_names = keep_names
         self.values: dict[Value, Value] = {v: self.builder.input(v.name, v.shape) for v in function.inputs}
+        for old, port in self.values.items():
+            port.bound = old.bound
 
     def __getitem__(self, value: Value) -> Value:
         """The new value that stands for an old one."""
@@ -34,6 +36,7 @@ class Rewriter:
                 for name, operand in op.inputs.items()
             }
             new = self.builder.op(op.kind, op.output.name if self.keep_names else None, **operands)
+            new.bound = op.output.bound
         self.values[op.output] = new
         return new
 

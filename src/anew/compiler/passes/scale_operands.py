@@ -3,67 +3,113 @@
 The engine rounds each product of a multiply-accumulate to 2^-16 and overflows at 32752, so operands must be brought
 to a fitting range. The factors come in through one input port and differ for each instance of the program; the
 maxima that the host needs to choose the next ones go out through one output port. See :mod:`anew.plan`.
+
+What the host knows is not measured: ports it writes and results it reads, values with a bound by what was measured
+already (:mod:`.magnitudes`). A value that cannot leave the range that suits has no factor either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
+from anew.compiler.passes.magnitudes import Known, Magnitudes
 from anew.compiler.passes.rewriter import Rewriter, uses_of
 from anew.mil import Function, Op, Value
-from anew.plan import MAXIMA, SCALES, Operand, Product, ScalePlan
+from anew.plan import MAXIMA, SCALES, UNKNOWN, Bound, Operand, Product, ScalePlan
 
 #: The operations of the multiply-accumulate array that a program is lowered to.
 PRODUCTS = ("matmul", "conv")
+#: A value of a bound between these has no factor, if what it meets has one.
+STEADY = 0.25, 64.0
+#: Below this, the operand that a value without a factor meets takes a larger one.
+SMALL = 4.0
+
+
+@dataclass(frozen=True)
+class Use:
+    """A value as an operand; ``lonely`` where it is scaled for what meets small values without factors."""
+
+    value: Value
+    lonely: bool = False
 
 
 @dataclass
 class Scaled:
     """The rewritten function and what the host must know of it.
 
-    ``weight_operands`` gives the operand index of each weight port that the host scales on upload;
-    ``output_products`` the product whose scales are still in an output (by position).
+    Attributes:
+        weight_operands: the operand index of each weight port that the host scales on upload.
+        output_products: the product whose scales are still in an output (by position).
+        output_rows, port_rows: the row of the maximum of an output, of an input port, that the host finds.
+        output_bounds: of outputs that the host does not read.
     """
 
     function: Function
     scales: ScalePlan
     weight_operands: dict[str, int] = field(default_factory=dict)
     output_products: dict[int, int] = field(default_factory=dict)
+    output_rows: dict[int, int] = field(default_factory=dict)
+    port_rows: dict[str, int] = field(default_factory=dict)
+    output_bounds: dict[int, Bound[int]] = field(default_factory=dict)
 
 
-def scale_operands(function: Function, weights: set[str], checked: Sequence[int]) -> Scaled:
+def scale_operands(function: Function, weights: set[str], read: Sequence[int]) -> Scaled:
     """Insert operand scales.
 
     Args:
         function: the function; its products (matmul, conv) are scaled.
         weights: names of the input ports that are parameters.
-        checked: positions of the outputs whose maxima are reported, so that an overflow is seen.
+        read: positions of the outputs that the host reads. It finds their maxima, so that an overflow is seen.
     """
-    if not any(op.kind in PRODUCTS for op in function.ops) and not checked:
-        return Scaled(function, ScalePlan())
-    return _Scaler(function, weights, checked).run()
+    return _Scaler(function, weights, read).run()
 
 
 class _Scaler:
-    def __init__(self, function: Function, weights: set[str], checked: Sequence[int]) -> None:
+    def __init__(self, function: Function, weights: set[str], read: Sequence[int]) -> None:
         self.function = function
-        self.checked = checked
+        self.read = read
         self.uses = uses_of(function)
-        self.producers = {v: op for op in function.ops for v in op.outputs}
-        products = [op for op in function.ops if op.kind in PRODUCTS]
-        operands = list(dict.fromkeys(v for op in products for v in op.tensors()))
-        self.index = {v: i for i, v in enumerate(operands)}
-        self.weights = {v for v in operands if v.name in weights and self._meets_activations(v, weights)}
-        dynamic = [v for v in operands if v.const is None and v not in self.weights]
-        self.rows = {v: row for row, v in enumerate(dynamic)}
-        self.ends = {op: self._output_end(op.output) for op in products}
-        inner = [op for op in products if self.ends[op] is None]
-        self.inverse_rows = {op: len(dynamic) + i for i, op in enumerate(inner)}
-        self.products = {op: i for i, op in enumerate(products)}
-        outer = {end for end in self.ends.values() if end is not None}
-        reported = {*outer, *(i for i, v in enumerate(function.outputs) if v in self.rows)}
-        self.checked = [i for i in checked if i not in reported]
+        self.magnitudes = Magnitudes(function, PRODUCTS)
+        self.products = [op for op in function.ops if op.kind in PRODUCTS]
+        self.ends = {op: self._output_end(op.output) for op in self.products}
+        tensors = dict.fromkeys(v for op in self.products for v in op.tensors())
+        self.weights = {v for v in tensors if v.name in weights and self._meets_activations(v, weights)}
+        self.known: dict[Value, Known] = {}
+        for value in tensors:
+            if value.const is None and value not in self.weights:
+                self.known[value] = self._known(value)
+        self.steady = self._steady()
+        self.found = {self.magnitudes.root(function.outputs[i]): i for i in read}
+        self.operands = {op: self._operands(op) for op in self.products}
+        uses = dict.fromkeys(use for op in self.products for use in self.operands[op])
+        self.index = {use: i for i, use in enumerate(uses)}
+        factored = [use for use in self.index if use.value in self.known and use.value not in self.steady]
+        self.rows = {use: row for row, use in enumerate(factored)}
+        inner = [op for op in self.products if self.ends[op] is None]
+        self.inverse_rows = {op: len(self.rows) + i for i, op in enumerate(inner)}
+
+    def _known(self, value: Value) -> Known:
+        """What is known of an operand, or that what it holds the elements of is to be measured."""
+        return self.magnitudes.of(value) or Known(Bound.of(self.magnitudes.root(value)))
+
+    def _steady(self) -> dict[Value, float]:
+        """Operands without a factor, with their bounds: these do not change, and what they meet has a factor."""
+        bounds = {v: known.bound.constant() for v, known in self.known.items()}
+        fitting = {v: b for v, b in bounds.items() if b is not None and STEADY[0] <= b <= STEADY[1]}
+
+        def meets(value: Value) -> bool:
+            others = [v for op in self.uses[value] if op.kind in PRODUCTS for v in op.tensors() if v is not value]
+            return bool(others) and all(v in self.known and v not in fitting for v in others)
+
+        return {v: b for v, b in fitting.items() if meets(v)}
+
+    def _operands(self, op: Op) -> tuple[Use, Use]:
+        left, right = op.tensors()
+        return self._use(left, right), self._use(right, left)
+
+    def _use(self, value: Value, other: Value) -> Use:
+        return Use(value, value in self.known and self.steady.get(other, SMALL) < SMALL)
 
     def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
         """Whether a weight is only multiplied with values whose exponents leave room for its own."""
@@ -76,61 +122,99 @@ class _Scaler:
         """Position of the output that a product reaches through data movement alone, if it goes nowhere else."""
         outputs = [i for i, v in enumerate(self.function.outputs) if v is value]
         if outputs:  # one that stays on the device must not carry scales
-            return outputs[0] if outputs[0] in self.checked and not self.uses[value] else None
+            return outputs[0] if outputs[0] in self.read and not self.uses[value] else None
         if len(self.uses[value]) != 1:
             return None
         (use,) = self.uses[value]
         return self._output_end(use.output) if use.kind in ("reshape", "transpose", "slice_by_size") else None
 
     def run(self) -> Scaled:
-        new = Rewriter(self.function)
-        self.new = new
+        self.new = new = Rewriter(self.function)
         self.maxima: list[Value] = []
-        self.scaled: dict[Value, Value] = {}
+        self.places: dict[Hashable, int] = {}  # rows, of products, of measured values and of ports
+        self.scaled: dict[Use, Value] = {}
         scale_rows = len(self.rows) + len(self.inverse_rows)
         if scale_rows:
             self.scale_port = new.builder.input(SCALES, (scale_rows, 1))
-        operand_maxima: dict[Value, int] = {}
-        product_maxima: dict[Op, int] = {}
         for op in self.function.ops:
             if op.kind not in PRODUCTS:
                 new.copy(op)
                 continue
-            for value in op.tensors():
-                if value in self.rows and value not in self.scaled:
-                    operand_maxima[value] = self._report(new[value])
-                    factor = self._factor(self.rows[value])
-                    self.scaled[value] = new.builder.op("mul", hint="scaled", x=new[value], y=factor)
-            product_maxima[op] = self._multiply(op)
-        results = [self._report(new[self.function.outputs[i]]) for i in self.checked]
-        plan = ScalePlan(
-            operands=tuple(Operand(self.rows.get(v), operand_maxima.get(v)) for v in self.index),
-            products=tuple(self._product(op, product_maxima[op]) for op in self.products),
-            result_rows=tuple(results),
-            scale_rows=scale_rows,
-            maxima_rows=len(self.maxima),
-        )
+            for use in self.operands[op]:
+                if use in self.rows and use not in self.scaled:
+                    self._measure(use.value)
+                    factor = self._factor(self.rows[use])
+                    self.scaled[use] = new.builder.op("mul", hint="scaled", x=new[use.value], y=factor)
+            self._multiply(op)
         outputs = [new[v] for v in self.function.outputs]
         if self.maxima:
             outputs.append(self._pack())
+        output_rows, results = self._read_by_host()
+        bounds = {i: self._bound(v) for i, v in enumerate(self.function.outputs) if i not in self.read}
+        plan = ScalePlan(
+            operands=tuple(self._operand(use) for use in self.index),
+            products=tuple(self._product(op) for op in self.products),
+            result_rows=results,
+            scale_rows=scale_rows,
+            maxima_rows=len(self.maxima),
+        )
+        port_rows = {v.name: self.places[v.name] for v in self.function.inputs if v.name in self.places}
         return Scaled(
             new.finish(outputs),
-            plan,
-            {v.name: self.index[v] for v in self.weights},
-            {end: self.products[op] for op, end in self.ends.items() if end is not None},
+            replace(plan, found_rows=len(output_rows) + len(port_rows)),
+            {use.value.name: i for use, i in self.index.items() if use.value in self.weights},
+            {end: self.products.index(op) for op, end in self.ends.items() if end is not None},
+            output_rows,
+            port_rows,
+            bounds,
         )
 
-    def _multiply(self, op: Op) -> int:
-        """Copy a product over its scaled operands; returns the row of the product's maximum."""
-        before = {v: self.new[v] for v in op.tensors()}
-        self.new.values.update({v: self.scaled[v] for v in before if v in self.scaled})
+    def _measure(self, value: Value) -> None:
+        """Report an operand, if its bound is its own maximum and nothing that holds its elements was reported."""
+        root = self.magnitudes.root(value)
+        unknown = self.known[value].bound == Bound.of(root)
+        if unknown and root not in self.places and root not in self.found:
+            self.places[root] = self._report(self.new[value])
+
+    def _read_by_host(self) -> tuple[dict[int, int], tuple[int, ...]]:
+        """The rows of the outputs whose maxima the host finds, and those of them that are no products."""
+        found = {i: len(self.maxima) + k for k, i in enumerate(self.read)}
+        ends = {end: op for op, end in self.ends.items() if end is not None}
+        self.places |= {op.output: found[end] for end, op in ends.items()}
+        self.places |= {v: found[i] for v, i in self.found.items() if v not in self.places and i not in ends}
+        self.host_rows = len(self.maxima) + len(found)
+        return found, tuple(row for i, row in found.items() if i not in ends)
+
+    def _bound(self, value: Value) -> Bound[int]:
+        """A value's bound over rows of the maxima; empty where it depends on what nobody measures."""
+        known = self.known.get(value) or self.magnitudes.of(value) or Known(Bound.of(self.magnitudes.root(value)))
+        factors = known.bound.factors()
+        if any(not isinstance(f, str) and f not in self.places for f in factors):
+            return UNKNOWN
+        return known.bound.renamed(self._place)
+
+    def _place(self, factor: Hashable) -> int:
+        """The row of a maximum; that of a port is made on first use."""
+        if factor not in self.places:
+            self.places[factor] = self.host_rows
+            self.host_rows += 1
+        return self.places[factor]
+
+    def _multiply(self, op: Op) -> None:
+        """Copy a product over its scaled operands."""
+        before = {use.value: self.new[use.value] for use in self.operands[op]}
+        self.new.values.update({use.value: self.scaled[use] for use in self.operands[op] if use in self.scaled})
         product = self.new.copy(op)
         self.new.values.update(before)
-        row = self._report(product)
         if op in self.inverse_rows:
+            if self._is_measured(op):
+                self.places[op.output] = self._report(product)
             factor = self._factor(self.inverse_rows[op])
             self.new.values[op.output] = self.new.builder.op("mul", hint="unscaled", x=product, y=factor)
-        return row
+
+    def _is_measured(self, op: Op) -> bool:
+        known = self.magnitudes.of(op.output)
+        return known is None or known.bound == Bound.of(op.output)
 
     def _factor(self, row: int) -> Value:
         return self.new.builder.op("slice_by_size", hint="scale", x=self.scale_port, begin=[row, 0], size=[1, 1])
@@ -149,6 +233,12 @@ class _Scaler:
             return self.new.builder.op("reshape", hint=MAXIMA, x=self.maxima[0], shape=[1, 1])
         return self.new.builder.op("concat", hint=MAXIMA, values=tuple(self.maxima), axis=0, interleave=False)
 
-    def _product(self, op: Op, row: int) -> Product:
-        left, right = op.tensors()
-        return Product(self.index[left], self.index[right], self.inverse_rows.get(op), row)
+    def _operand(self, use: Use) -> Operand:
+        bound = self._bound(use.value) if use.value in self.known else UNKNOWN
+        return Operand(self.rows.get(use), bound, use.lonely)
+
+    def _product(self, op: Op) -> Product:
+        left, right = (self.index[use] for use in self.operands[op])
+        if op.output in self.places:
+            return Product(left, right, self.inverse_rows.get(op), self.places[op.output])
+        return Product(left, right, self.inverse_rows.get(op), None, self._bound(op.output))
