@@ -7,6 +7,7 @@ shapes of the true vocabulary. So no more than two layers' weights are ever made
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -98,17 +99,27 @@ def count_step(setting: Setting, chip: str) -> Counted:
     layers = getattr(setting.config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
         raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
-    one, two = _small(setting, 1, chip), _small(setting, 2, chip)
+    session = _session(setting, chip)
+    one = _small(setting, 1, session)
+    gc.collect()  # the model that is gone hands back its buffers
+    two = _small(setting, 2, _session(setting, chip) if setting.base_bits else session)
     further = two + one * -1.0
     total = one + further * (layers - 1) + _head(setting, chip)
     return replace(total, programs=two.programs + LOSS_PROGRAMS)
 
 
-def _small(setting: Setting, layers: int, chip: str) -> Counted:
-    """The amounts of a model of few layers; head, embedding and their part of the loss left out."""
-    model = _build(setting, layers)
+def _session(setting: Setting, chip: str) -> Session:
     device = CountingDevice(load_chip(chip))
-    session = Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+    return Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+
+
+def _small(setting: Setting, layers: int, session: Session) -> Counted:
+    """The amounts of a model of few layers; head, embedding and their part of the loss left out.
+
+    Models in one session share the programs of their layers; constants in them are of one model, which needs its own.
+    """
+    model, device = _build(setting, layers), session.device
+    assert isinstance(device, CountingDevice)
     compile_in(model, session)
     ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
@@ -139,7 +150,7 @@ def _small(setting: Setting, layers: int, chip: str) -> Counted:
         sum(p.numel() for p in plain if p.requires_grad),
         device.buffers.allocated_bytes,
         touched,
-        len(session.plans) - len(loss) + _baked_programs(session, setting.config.num_hidden_layers),
+        len({plan.text for plan in session.plans} - loss) + _baked_programs(session, setting.config.num_hidden_layers),
         float(device.convolutions),
     )
 
