@@ -38,7 +38,7 @@ def _(grad: Tensor, normed: Tensor, rstd: Tensor) -> Tensor:
     return torch.empty_like(grad)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output)
     ctx.set_materialize_grads(False)
 
@@ -50,6 +50,38 @@ def _backward(ctx: Any, grad: Tensor | None, grad_rstd: Tensor | None) -> tuple[
 
 
 rms_norm.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("anew::silu", mutates_args=())
+def silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x sigmoid(x)`` and the gate ``2 sigmoid(x)``: backward reads these two, not x, and no table."""
+    gate = 1 + torch.tanh(x / 2)
+    return x / 2 * gate, gate
+
+
+@silu.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op("anew::silu_backward", mutates_args=())
+def silu_backward(grad: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """Gradient of :func:`silu` from its two results: ``grad (gate + y (2 - gate)) / 2``."""
+    return grad * (gate + y * (2 - gate)) / 2
+
+
+@silu_backward.register_fake
+def _(grad: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _silu_backward(ctx: Any, grad: Tensor | None, grad_gate: Tensor | None) -> Tensor | None:
+    if grad_gate is not None:
+        raise RuntimeError("anew::silu: the second result is not differentiable")
+    return None if grad is None else torch.ops.anew.silu_backward(grad, *ctx.saved_tensors)
+
+
+silu.register_autograd(_silu_backward, setup_context=_save)
 
 
 @torch.library.custom_op("anew::standardize", mutates_args=())

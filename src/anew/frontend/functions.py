@@ -102,6 +102,12 @@ def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else [value[0], value[-1]]
 
 
+def silu(x: Tensor, inplace: bool = False) -> Tensor:
+    """Torch's silu: its backward reads what the forward pass computed."""
+    gated: Tensor = torch.ops.anew.silu(x)[0]
+    return gated
+
+
 def mish(x: Tensor, inplace: bool = False) -> Tensor:
     """Torch's mish: its own form has exp(x)."""
     return x * torch.tanh(F.softplus(x))
@@ -123,6 +129,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.amin: amin,
     F.max_pool2d: max_pool2d,
     F.normalize: normalize,
+    F.silu: silu,
     F.mish: mish,
     F.logsigmoid: logsigmoid,
 }

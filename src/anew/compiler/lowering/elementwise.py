@@ -14,6 +14,7 @@ from anew.compiler.lowering.table import Lowering, NotLowered, lowers
 from anew.mil import Value
 
 aten = torch.ops.aten
+anew = torch.ops.anew
 
 Scalar = float | int
 
@@ -104,6 +105,19 @@ def _sigmoid(low: Lowering, node: Node, x: Value) -> Value:
 @lowers(aten.silu.default)
 def _silu(low: Lowering, node: Node, x: Value) -> Value:
     return low.op("mul", x=x, y=logistic(low, x))
+
+
+@lowers(anew.silu.default)
+def _silu_gated(low: Lowering, node: Node, x: Value) -> tuple[Value, Value]:
+    half = low.op("mul", x=x, y=0.5)
+    gate = low.op("add", x=low.op("tanh", x=half), y=1.0)
+    return low.op("mul", x=half, y=gate), gate
+
+
+@lowers(anew.silu_backward.default)
+def _silu_gated_backward(low: Lowering, node: Node, grad: Value, y: Value, gate: Value) -> Value:
+    slope = low.op("add", x=gate, y=low.op("mul", x=y, y=low.op("sub", x=2.0, y=gate)))
+    return low.op("mul", x=low.op("mul", x=grad, y=slope), y=0.5)
 
 
 @lowers(aten.sigmoid_backward.default)
