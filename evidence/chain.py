@@ -1,7 +1,8 @@
 """The changes that made a training step cheaper, and by how much each: projected at the same prices, from the history.
 
-Every commit since :data:`BASE` that touches what runs in a step is laid out with today's projection and estimate over it,
-and its programs are compiled and counted. Its gain is over its own parent, so that branches may have grown side by side.
+Every commit since :data:`BASE` that touches what runs in a step is laid out with today's projection and estimate over
+it, and its programs are compiled and counted. Its gain is over its own parent, so that branches may have grown side by
+side.
 """
 
 from __future__ import annotations
