@@ -68,6 +68,8 @@ class Counted:
         buffers: bytes leased for programs.
         touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
+        held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
+            there and writes the fp16 weight as well.
     """
 
     work: Work
@@ -78,6 +80,7 @@ class Counted:
     touched: float
     programs: float
     convolutions: float
+    held: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -125,14 +128,19 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlacementWarning)
+        holding = _hold(model, session)
         _step(model, ids)
-        device.reset()
+        _held(model, session)
+        device.reset(filled=holding)
         with recorder:
             _step(model, ids)
     verdict = verdict_of(model)
     if verdict is None or not verdict.used:
         reason = verdict.reason if verdict else "it has no loss of its own"
         raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
+    held = _held(model, session)
+    for buffer in held.values():
+        device.keep(buffer)
     loss = {plan.text for plan in session.plans if " loss " in plan.name}
     backward = {plan.text for plan in session.plans if "backward" in plan.name}
     head = model.get_output_embeddings().weight  # type: ignore[operator]
@@ -152,7 +160,25 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
         touched,
         len({plan.text for plan in session.plans} - loss) + _baked_programs(session, setting.config.num_hidden_layers),
         float(device.convolutions),
+        sum(p.numel() for p in plain if id(p) in held),
     )
+
+
+def _hold(model: nn.Module, session: Session) -> bool:
+    """Let the session hold the gradients of what is trained, where it can."""
+    gradients = getattr(session, "held", None)  # sessions of before have none
+    for p in model.parameters():
+        if gradients is not None and p.requires_grad:
+            gradients.hold(p)
+    return gradients is not None
+
+
+def _held(model: nn.Module, session: Session) -> dict[int, torch.Tensor]:
+    """Take what is held, and return the buffers by the identity of their parameters."""
+    gradients = getattr(session, "held", None)
+    if gradients is None:
+        return {}
+    return {id(p): piece.buffer for p in model.parameters() for piece in gradients.take(p)}
 
 
 def _baked_programs(session: Session, layers: int) -> int:

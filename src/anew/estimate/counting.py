@@ -56,12 +56,16 @@ class CountingDevice(NullDevice):
         self.buffers: NumberedPool = NumberedPool(self.buffers.row_bytes)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the runs so far."""
+    def reset(self, *, filled: bool = False) -> None:
+        """Forget the runs so far; with ``filled``, what they left in buffers is still there."""
         self.work: defaultdict[str, Work] = defaultdict(Work)
         self.convolutions = False
-        self.filled: set[Lease] = set()
+        self.filled: set[Lease] = self.filled if filled else set()
         self.written: dict[Lease, tuple[str, int]] = {}
+
+    def keep(self, buffer: Tensor) -> None:
+        """Note that the host does not copy what a run wrote there."""
+        self.written.pop(self.buffers.number(buffer), None)
 
     def total(self, left_out: Collection[str] = ()) -> Work:
         """The work since the last reset, without that of some texts; what nothing read by now the host copies back."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anew.estimate.capture import Counted, Setting
 from anew.projection import Rates, Work
 from anew.projection.machine import Machine, read_machine
@@ -10,6 +12,10 @@ from anew.projection.rates import COPIES
 #: Bytes of a trained parameter that AdamW in fp32 moves: weight, gradient and two moments read, all but the gradient
 #: written; and that clipping moves: the gradient read for its norm, then read and written to be scaled.
 ADAMW, CLIPPING = 28, 12
+#: Where gradients stay in fp16 and clipping's factor goes into the optimizer's pass: bytes of a parameter whose
+#: gradient is fp16, read for its norm, and of any other. The pass moves as many as AdamW's: two less for the gradient,
+#: two more for the weight in fp16.
+NORM, NORM_FP32 = 2, 4
 #: Bytes of an element of a trained embedding: its dense gradient is zeroed; tied to the head's, it is added to that.
 EMBEDDING, TIED = 4, 12
 #: Bytes of an element of a trained head: its gradient is zeroed, and each tile's product is read and added to it.
@@ -41,15 +47,27 @@ def host_bandwidth(machine: Machine) -> float:
     return REACHED * machine.memory_gb_s * 1e9
 
 
+def tables(config: Any) -> float:
+    """Parameters of embedding and head."""
+    return float(config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2))
+
+
 def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     """Bytes that the host reads and writes in a step between the programs, by what for."""
     config = setting.config
     table = float(config.vocab_size * config.hidden_size)
     tied = bool(config.tie_word_embeddings)
-    tables = 0.0 if setting.lora else table * (EMBEDDING + HEAD + (TIED if tied else 0))
+    at_ends = 0.0 if setting.lora else table * (EMBEDDING + HEAD + (TIED if tied else 0))
     return {
         "optimizer": ADAMW * counted.trained,
-        "clipping": CLIPPING * counted.trained,
-        "embedding and head": tables,
+        "clipping": clipping(counted),
+        "embedding and head": at_ends,
         "other": counted.touched,
     }
+
+
+def clipping(counted: Counted) -> float:
+    """Bytes that clipping by the norm of all gradients moves besides the optimizer's pass."""
+    if not counted.held:
+        return CLIPPING * counted.trained
+    return NORM * counted.held + NORM_FP32 * (counted.trained - counted.held)

@@ -13,7 +13,7 @@ from typing import Any
 
 from anew.chips import load_chip
 from anew.estimate.capture import Counted, Setting, count_step
-from anew.estimate.host import ADAMW, CONVERSION_BYTES, host_bandwidth, host_bytes, times
+from anew.estimate.host import ADAMW, CONVERSION_BYTES, host_bandwidth, host_bytes, tables, times
 from anew.estimate.overlap import Beside
 from anew.projection import Rates, Scaled, Work, from_memory, read_rates
 from anew.projection.machine import Machine, read_machine
@@ -31,8 +31,6 @@ TRAINED, FROZEN = 16, 4
 FORMULA = "2 x the multiply-accumulates of the step's matmuls and convolutions, what is computed twice counted twice"
 #: Of chips whose limits nobody published, the one whose limits hold.
 LIMITS_OF = {"m6": "m5"}
-#: Whether the optimizer runs beside the next forward.
-OVERLAPPED = False
 #: What the rates were not measured on.
 RUN_TIME_WEIGHTS = "matmuls whose weights arrive at run time (priced as those with constant weights)"
 KERNELS = "1x1 convolutions at the shapes of language models (priced as matmuls)"
@@ -225,13 +223,17 @@ def _extrapolated(counted: Counted, rates: Rates, beside: Beside) -> tuple[str, 
 
 
 def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> Beside:
-    """The optimizer of the layers and the forward pass that follows it; without overlap, both as one link."""
-    traffic = ADAMW * counted.trained
+    """The optimizer of the layers and the forward pass that follows it, layer by layer where gradients are held.
+
+    Embedding and head are not among them: a step begins with the one and cannot wait.
+    """
+    config = setting.config
+    layers = counted.trained - (0 if setting.lora else tables(config))
+    traffic = ADAMW * layers
     forward = sum(times(counted.forward, rates, machine).values())
     moved = counted.forward.weight_bytes + CONVERSION_BYTES * (counted.forward.read + counted.forward.write)
-    links = setting.config.num_hidden_layers if OVERLAPPED else 1
-    memory = machine.memory_gb_s * 1e9
-    return Beside(links, traffic / host_bandwidth(machine), forward, traffic + moved, memory)
+    links = config.num_hidden_layers if counted.held else 1
+    return Beside(links, traffic / host_bandwidth(machine), forward, traffic + moved, machine.memory_gb_s * 1e9)
 
 
 def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> tuple[dict[str, float], float]:
