@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anew.chips import Chip
 from anew.device.buffers import BufferPool
+from anew.device.copies import Copies
 from anew.errors import AnewError
 from anew.mil import TensorType, Weights, parse_program
 
@@ -151,6 +152,7 @@ class Device(ABC):
     def __post_init__(self) -> None:
         padded = self.chip.switches["row_pitch"].value == "padded"
         self.buffers = BufferPool(self.chip.row_bytes if padded else 1)
+        self.copies = Copies()
 
     def compile(self, text: str, weights: Weights, function: str | None = None) -> LoadedProgram:
         """Compile one function of MIL text, with its weights: one file, or several by the path the text gives each.

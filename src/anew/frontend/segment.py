@@ -21,6 +21,7 @@ from torch import Tensor
 from anew.compiler.bake import as_quantized
 from anew.compiler.custom_ops import MASKED
 from anew.device.base import Device, Operation
+from anew.device.copies import Copy
 from anew.device.transfer import load, measure, store
 from anew.errors import AnewError
 from anew.frontend.instances import ByTensor
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 MASK_MAGNITUDE = 1e30
 #: Largest exponent of a cotangent's scale: fp32 holds the factor and its inverse.
 LARGEST_COTANGENT = 126
+#: How many powers of two a cotangent may be smaller than wanted, if it then need not be copied.
+SERVES = 4
 BEYOND = f"beyond fp16's {FP16_MAX:.0f}; the engine computes in fp16 only"
 #: Runs that a call may take until its scales fit.
 ATTEMPTS = 16
@@ -165,7 +168,8 @@ class Segment:
         self.plain = Variant(plan.name, plan.inputs, self.program.operation())
         self.bank = bank
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
-        self.backward = any(port.kind == "cotangent" for port in plan.inputs)
+        self.cotangent_shapes = {port.shape for port in plan.inputs if port.kind == "cotangent"}
+        self.backward = bool(self.cotangent_shapes)
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
         """Run the program on the graph's arguments."""
@@ -179,7 +183,7 @@ class Segment:
         buffers, weights = self._upload(variant, args, maxima)
         state.fix(weights | variant.exponents)
         for attempt in range(ATTEMPTS):
-            cotangent = min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT) if self.scaling else 0
+            cotangent = self._cotangent_exponent(args, state, peak)
             outputs, exponents = self._run(variant, state, args, buffers, cotangent)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
@@ -237,12 +241,16 @@ class Segment:
                 return x, math.nan
             known = pool.magnitude(x)  # a saved activation: it lies in a leased buffer already
             return x, measure(x)[0] if known is None else known
+        copy = self.device.copies.find(x)
+        if copy is not None and copy.exponent == 0 and copy.buffer.shape == port.shape:
+            return copy.buffer, copy.largest
         buffer = pool.lease(port.shape)
         if x.dtype == torch.bool:
             return buffer.copy_(x), 1.0
         largest = store(buffer, x, 0)
         if not largest <= FP16_MAX:
             largest = store(buffer, self._finite(port, x), 0)
+        self.device.copies.keep(x, Copy(buffer, 0, largest))
         return buffer, largest
 
     def _strides(self, port: InputPort) -> tuple[int, ...]:
@@ -258,7 +266,25 @@ class Segment:
 
     def _cotangent_peaks(self, args: Sequence[Tensor]) -> dict[str, float]:
         """The largest magnitudes of the cotangents, by port."""
-        return {p.name: magnitude(args[p.argument]) for p in self.plan.inputs if p.kind == "cotangent"}
+        peaks: dict[str, float] = {}
+        for port in self.plan.inputs:
+            if port.kind == "cotangent":
+                x = args[port.argument]
+                copy = self.device.copies.find(x)
+                peaks[port.name] = magnitude(x) if copy is None else copy.largest * 2.0**-copy.exponent
+        return peaks
+
+    def _cotangent_exponent(self, args: Sequence[Tensor], state: ScaleState, peak: float) -> int:
+        """The exponent of the cotangents' scale; that of a copy in a buffer, where its numbers are large enough."""
+        if not self.scaling:
+            return 0
+        copies = {self.device.copies.find(args[p.argument]) for p in self.plan.inputs if p.kind == "cotangent"}
+        copy = copies.pop() if len(copies) == 1 else None
+        if copy is not None:
+            share = copy.largest * 2.0**-state.cotangent
+            if share == 0.0 or 2.0**-SERVES <= share <= 2.0:
+                return copy.exponent
+        return min(exponent_for(2.0**state.cotangent, peak), LARGEST_COTANGENT)
 
     def _run(
         self, variant: Variant, state: ScaleState, args: Sequence[Tensor], buffers: dict[str, Tensor], cotangent: int
@@ -266,9 +292,14 @@ class Segment:
         """One dispatch; returns its output buffers and the exponents that the products carry."""
         lease = self.device.buffers.lease
         for port in self.plan.inputs:
-            if port.kind == "cotangent":
-                buffers[port.name] = lease(port.shape)
-                store(buffers[port.name], args[port.argument], cotangent)
+            if port.kind != "cotangent":
+                continue
+            copy = self.device.copies.find(args[port.argument])
+            if copy is not None and copy.exponent == cotangent and copy.buffer.shape == port.shape:
+                buffers[port.name] = copy.buffer
+                continue
+            buffers[port.name] = lease(port.shape)
+            store(buffers[port.name], args[port.argument], cotangent)
         if SCALES in self.program.ports:
             buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
             buffers[SCALES].copy_(torch.from_numpy(state.factors()))
@@ -293,6 +324,8 @@ class Segment:
             carried = exponents[port.product] if port.product is not None else 0
             exponent = -carried - (cotangent if port.linear else 0)
             found[port.name], largest = load(outputs[port.name], exponent)
+            if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
+                self.device.copies.keep(found[port.name], Copy(outputs[port.name], -exponent, largest))
             if port.maximum_row is not None:
                 maxima[port.maximum_row] = largest
         return found
