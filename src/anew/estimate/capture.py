@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -128,10 +129,12 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlacementWarning)
-        holding = _hold(model, session)
+        optimizer = _optimizer(model)
         _step(model, ids)
-        _held(model, session)
-        device.reset(filled=holding)
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad()
+        device.reset(filled=optimizer is not None)
         with recorder:
             _step(model, ids)
     verdict = verdict_of(model)
@@ -164,13 +167,12 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
     )
 
 
-def _hold(model: nn.Module, session: Session) -> bool:
-    """Let the session hold the gradients of what is trained, where it can."""
-    gradients = getattr(session, "held", None)  # sessions of before have none
-    for p in model.parameters():
-        if gradients is not None and p.requires_grad:
-            gradients.hold(p)
-    return gradients is not None
+def _optimizer(model: nn.Module) -> Any:
+    """What `anew train` steps a model with; None where programs are counted that know of no such optimizer."""
+    if importlib.util.find_spec("anew.optim.adam") is None:
+        return None
+    adam = importlib.import_module("anew.optim.adam")
+    return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
 
 
 def _held(model: nn.Module, session: Session) -> dict[int, torch.Tensor]:
@@ -216,8 +218,7 @@ def _build(setting: Setting, layers: int) -> nn.Module:
 
 
 def _step(model: nn.Module, ids: torch.Tensor) -> None:
-    loss = model(input_ids=ids, labels=ids).loss
-    torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    model(input_ids=ids, labels=ids).loss.backward()
 
 
 def _head(setting: Setting, chip: str) -> Counted:
