@@ -71,7 +71,9 @@ def test_a_bound_far_above_the_magnitude_is_none():
 
 def test_a_mean_weighted_by_softmax_does_not_exceed_what_it_is_of():
     def attend(b, scores, values):
-        weights = b.op("reshape", x=b.op("softmax", x=scores, axis=-1), shape=[16, 8])
+        weights = b.op("softmax", x=scores, axis=-1)
+        weights.softmax = True
+        weights = b.op("reshape", x=weights, shape=[16, 8])
         return b.op("matmul", x=weights, y=values, **MATMUL)
 
     found = known(attend, (2, 8, 8), (8, 4))
@@ -98,3 +100,18 @@ def test_other_products_of_softmax_are_measured(make):
 def test_constants_have_their_largest_magnitude():
     found = known(lambda b, x: b.op("mul", x=x, y=b.array(np.array([-3.0, 2.0]), "c")), (64, 2))
     assert found.bound.renamed(lambda _: 0).value([2.0]) == 6.0
+
+
+def test_the_gradient_of_softmax_is_bounded_by_what_comes_in():
+    def slope(b, x, grad):
+        y = b.op("softmax", x=x, axis=-1)
+        y.softmax = True
+        total = b.op("reduce_sum", x=b.op("mul", x=grad, y=y), axes=[-1], keep_dims=True)
+        return b.op("mul", x=y, y=b.op("sub", x=grad, y=total))
+
+    found = known(slope, (8, 8), (8, 8))
+    assert found.loose == LOOSEST
+    generator = torch.Generator().manual_seed(0)
+    grad, y = torch.randn(8, 8, generator=generator), (9 * torch.randn(8, 8, generator=generator)).softmax(-1)
+    largest = (y * (grad - (grad * y).sum(-1, keepdim=True))).abs().max()
+    assert largest <= found.bound.renamed(lambda _: 0).value([grad.abs().max()])

@@ -13,6 +13,7 @@ from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.device.emulator.engine import EmulatedEngine
+from anew.frontend.scales import ScaleState
 from anew.mil import Builder, Program, print_program
 from anew.plan import MAXIMA, SCALES, UNKNOWN, Bound, Operand, Product, ScalePlan
 
@@ -97,11 +98,23 @@ def layers():
     return b.function([gated, b.op("exp", x=twice), back])
 
 
+def numbers():
+    """Scores that softmax alone reads, a product times a number, and an operand that is a value times a number."""
+    b = Builder()
+    x, y, mask = b.input("x", (4, 6)), b.input("y", (8, 6)), b.input("mask", (4, 8))
+    scores = b.op("matmul", "scores", x=x, y=y, transpose_x=False, transpose_y=True)
+    weights = b.op("softmax", x=b.op("add", x=scores, y=mask), axis=-1)
+    halves = b.op("mul", x=b.op("matmul", "mixed", x=weights, y=y, **MATMUL), y=0.5)
+    eighths = b.op("reshape", x=b.op("mul", x=b.op("exp", x=x), y=0.125), shape=[6, 4])
+    return b.function([b.op("tanh", x=halves), b.op("matmul", "last", x=eighths, y=x, **MATMUL)])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
     "merge_pads": (pads, merge_pads),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
+    "scale_operands_beside_numbers": (numbers, lambda f: scale_operands(f, set(), [0, 1]).function),
     "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
 }
 
@@ -253,3 +266,36 @@ def test_the_operands_of_a_convolution_are_scaled_as_those_of_a_product():
     assert found.weight_operands == {"w": 1}
     assert found.output_products == {0: 0}
     assert [op.kind for op in found.function.ops].count("mul") == 1
+
+
+def test_numbers_beside_scales_are_theirs_and_scores_have_none():
+    before = run(numbers())
+    found = scale_operands(numbers(), set(), [0, 1])
+    plan = found.scales
+    state = ScaleState(plan, [0 if o.row is None else 2 + o.row for o in plan.operands])
+    results = run(found.function, {SCALES: state.factors()})
+    after = dict(zip([v.name for v in found.function.outputs], results, strict=True))
+    maxima = after.pop(MAXIMA).flatten()
+    first, last = after.values()
+    torch.testing.assert_close(first, before[0], rtol=4e-3, atol=1e-3)
+    (product,) = [p for p in plan.products if p.maximum_row >= plan.maxima_rows]  # the host's
+    torch.testing.assert_close(last * 2.0 ** -state.product_exponent(product), before[1], rtol=4e-3, atol=1e-3)
+    assert [op.kind for op in found.function.ops].count("mul") == 4  # one for mixed, y, exp(x) and x
+    assert sorted(o.number for o in plan.operands) == [0.125, *[1.0] * 5]
+    assert sorted(p.number for p in plan.products) == [0.5, 1.0, 1.0]
+    (eighths,) = [o for o in plan.operands if o.number == 0.125]
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(ord("x")))
+    known = np.zeros(plan.maxima_rows + plan.found_rows)
+    known[: plan.maxima_rows] = maxima
+    assert eighths.bound.value(known) == pytest.approx(float(x.exp().max()) / 8, rel=1e-2)
+
+
+def test_a_product_beside_a_number_keeps_its_inverse_a_normal_number():
+    plan = scale_operands(numbers(), set(), [0, 1]).scales
+    state = ScaleState(plan)
+    known = np.full(plan.maxima_rows + plan.found_rows, 2.0**-12)
+    for _ in range(8):
+        if state.review(known) == "good":
+            break
+    factors = state.factors().astype(np.float64)
+    assert ((factors >= 2.0**-14) & (factors <= 2.0**15)).all()

@@ -86,10 +86,10 @@ class ScaleState:
         rows = np.ones((max(self.plan.scale_rows, 1), 1), np.float16)
         for operand, exponent in zip(self.plan.operands, self.exponents, strict=True):
             if operand.row is not None:
-                rows[operand.row] = 2.0**exponent
+                rows[operand.row] = 2.0**exponent * operand.number
         for product in self.plan.products:
             if product.inverse_row is not None:
-                rows[product.inverse_row] = 2.0 ** -self.product_exponent(product)
+                rows[product.inverse_row] = 2.0 ** -self.product_exponent(product) * product.number
         return rows
 
     def product_exponent(self, product: Product) -> int:
@@ -168,11 +168,16 @@ class ScaleState:
         for i, floor in floors.items():
             exponents[i] = max(exponents[i], floor)
         for product, limit in zip(self.plan.products, limits, strict=True):
-            self._lower(exponents, product, limit if product.inverse_row is None else min(limit, -SMALLEST), floors)
+            inner = math.floor(math.log2(product.number)) - SMALLEST
+            self._lower(exponents, product, limit if product.inverse_row is None else min(limit, inner), floors)
 
     def _floors(self, exponents: list[int]) -> dict[int, int]:
         """The least exponent of each operand that may change, such that no inverse exceeds ``2**LARGEST``."""
-        floors = {i: SMALLEST for i, operand in enumerate(self.plan.operands) if operand.row is not None}
+        floors = {
+            i: SMALLEST - math.floor(math.log2(operand.number))
+            for i, operand in enumerate(self.plan.operands)
+            if operand.row is not None
+        }
         for product in self.plan.products:
             if product.inverse_row is None:
                 continue

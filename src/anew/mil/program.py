@@ -18,8 +18,8 @@ class Value:
     """One SSA value. ``const`` holds a constant's payload: a Python scalar, string, tuple or numpy array.
 
     ``constexpr`` marks the result of a ``constexpr_*`` operation: a constant whose payload is computed when a device
-    compiles the program. ``bound`` is a magnitude that the value cannot exceed, where whoever made it knows one; text
-    does not show it.
+    compiles the program. ``bound`` is a magnitude that the value cannot exceed, where whoever made it knows one, and
+    ``softmax`` says that it is one over its last axis; text does not show either.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Value:
     const: Any = None
     constexpr: bool = False
     bound: float | None = None
+    softmax: bool = False
 
     def __repr__(self) -> str:
         return f"{self.type} {self.name}"

@@ -78,11 +78,13 @@ class Operand:
             upload, that of a constant is 0, and so is that of a value whose bound says that it needs no factor.
         bound: of its magnitudes before the factor, over rows of the maxima; empty for weights and constants.
         lonely: whether the other operands that it meets have no factor, and are so small that it takes all of theirs.
+        number: of the program's own, by which the row also multiplies.
     """
 
     row: int | None
     bound: Bound[int] = UNKNOWN
     lonely: bool = False
+    number: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Product:
         inverse_row: of its inverse scale in ``SCALES``; None: left to the host.
         maximum_row: of its maximum; None where ``bound`` says what it cannot exceed.
         bound: of its magnitudes after the inverse scale.
+        number: of the program's own, by which the inverse row also multiplies.
     """
 
     left: int
@@ -101,6 +104,7 @@ class Product:
     inverse_row: int | None
     maximum_row: int | None
     bound: Bound[int] = UNKNOWN
+    number: float = 1.0
 
 
 @dataclass(frozen=True)

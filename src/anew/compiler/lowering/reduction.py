@@ -86,12 +86,19 @@ def _logsumexp(low: Lowering, node: Node, x: Value, dims: Sequence[int], keepdim
 
 @lowers(aten._softmax.default)
 def _softmax(low: Lowering, node: Node, x: Value, dim: int, half_to_float: bool) -> Value:
-    return low.op("softmax", x=x, axis=dim)
+    y = low.op("softmax", x=x, axis=dim)
+    _mark(y, dim)
+    return y
+
+
+def _mark(y: Value, dim: int) -> None:
+    """Note of a value that it is softmax."""
+    y.bound, y.softmax = 1.0, dim in (-1, y.type.rank - 1)
 
 
 @lowers(aten._softmax_backward_data.default)
 def _softmax_backward(low: Lowering, node: Node, grad: Value, y: Value, dim: int, dtype: object) -> Value:
-    y.bound = 1.0
+    _mark(y, dim)
     total = low.op("reduce_sum", x=low.op("mul", x=grad, y=y), axes=[dim], keep_dims=True)
     return low.op("mul", x=y, y=low.op("sub", x=grad, y=total))
 

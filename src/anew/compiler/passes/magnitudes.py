@@ -1,7 +1,7 @@
 """Which magnitudes a value cannot exceed, from those of others: what need not be measured.
 
 A bound that is far above the magnitude would cost a matmul operand precision, so each comes with how far it may be. A
-product of two values computed at run time has none: their peaks need not meet.
+product of two values computed at run time has none, unless one is softmax: their peaks need not meet.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from anew.plan import Bound
 LOOSEST = 16.0
 #: A typical largest magnitude of numbers of variance 1.
 PEAK = 6.0
+#: How many times the magnitude the bound of softmax times a value may be, as their peaks need not meet.
+APART = 8.0
 #: Elements that one number of the smaller factor of a product meets, at least, for their magnitudes to be multiplied.
 MEETS = 8
 
@@ -72,14 +74,12 @@ class Magnitudes:
         flag = product.inputs.get("transpose_x")
         if product.kind != "matmul" or not isinstance(flag, Value) or flag.const:
             return None
-        op = self.producers.get(left)
-        while op is not None and op.kind == "reshape" and next(op.tensors()).shape[-1] == left.shape[-1]:
-            op = self.producers.get(next(op.tensors()))
-        if op is None or op.kind != "softmax":
-            return None
-        axis = op.inputs["axis"]
-        assert isinstance(axis, Value)
-        return right if axis.const in (-1, op.output.type.rank - 1) else None
+        while (op := self.producers.get(left)) is not None and op.kind == "reshape":
+            source = next(op.tensors())
+            if source.shape[-1] != left.shape[-1]:
+                break
+            left = source
+        return right if left.softmax else None
 
     def _find(self, value: Value) -> Known | None:
         if value.bound is not None:
@@ -97,6 +97,8 @@ class Magnitudes:
             return Known(Bound.number(1.0))
         if op.kind in _KEEP:
             return self.of(next(op.tensors()))
+        if op.kind == "reduce_sum":
+            return self._of_sum(op)
         if op.kind == "concat":
             return self._of_parts(op)
         if op.kind in ("add", "sub", "mul"):
@@ -109,6 +111,16 @@ class Magnitudes:
         if mean is not None and 2.0 * mean.loose <= LOOSEST:  # softmax's rows add up to 1 but for their rounding
             return Known(mean.bound.times(Bound.number(1.0 + 2.0**-6)), 2.0 * mean.loose)
         return Known(Bound.of(op.output))
+
+    def _of_sum(self, op: Op) -> Known | None:
+        """Of a sum over the last axis of softmax times a value, that of the value."""
+        axes, product = op.inputs["axes"], self.producers.get(next(op.tensors()))
+        if product is None or product.kind != "mul" or not isinstance(axes, Value):
+            return None
+        x, y = product.tensors()
+        if not (x.softmax or y.softmax) or tuple(axes.const) not in ((-1,), (product.output.type.rank - 1,)):
+            return None
+        return self.of(y if x.softmax else x)
 
     def _of_parts(self, op: Op) -> Known | None:
         parts = [self.of(v) for v in op.tensors()]
@@ -127,4 +139,8 @@ class Magnitudes:
         if op.kind != "mul":
             return left.plus(right)
         small = min((x, y), key=lambda v: v.type.numel)
-        return left.times(right) if small.type.numel * MEETS <= op.output.type.numel else None
+        if small.type.numel * MEETS <= op.output.type.numel:
+            return left.times(right)
+        if x.softmax or y.softmax:
+            return left.times(right).times(Known(Bound.number(1.0), APART))
+        return None

@@ -20,7 +20,7 @@ class Rewriter:
         self.keep_names = keep_names
         self.values: dict[Value, Value] = {v: self.builder.input(v.name, v.shape) for v in function.inputs}
         for old, port in self.values.items():
-            port.bound = old.bound
+            port.bound, port.softmax = old.bound, old.softmax
 
     def __getitem__(self, value: Value) -> Value:
         """The new value that stands for an old one."""
@@ -36,7 +36,7 @@ class Rewriter:
                 for name, operand in op.inputs.items()
             }
             new = self.builder.op(op.kind, op.output.name if self.keep_names else None, **operands)
-            new.bound = op.output.bound
+            new.bound, new.softmax = op.output.bound, op.output.softmax
         self.values[op.output] = new
         return new
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from anew.compiler.passes.magnitudes import Known, Magnitudes
 from anew.compiler.passes.rewriter import Rewriter, uses_of
 from anew.mil import Function, Op, Value
@@ -26,12 +28,22 @@ STEADY = 0.25, 64.0
 SMALL = 4.0
 
 
+#: A number of the program, such as attention's scale, that a factor beside it takes in.
+NUMBERS = 2.0**-6, 1.0
+#: What may lie between scores and softmax, which sees their absolute error alone.
+_TO_SOFTMAX = {"reshape", "transpose", "add"}
+
+
 @dataclass(frozen=True)
 class Use:
-    """A value as an operand; ``lonely`` where it is scaled for what meets small values without factors."""
+    """A value as an operand.
+
+    ``lonely`` where it is scaled for what meets small values without factors, ``plain`` where it has none itself.
+    """
 
     value: Value
     lonely: bool = False
+    plain: bool = False
 
 
 @dataclass
@@ -81,13 +93,15 @@ class _Scaler:
                 self.known[value] = self._known(value)
         self.steady = self._steady()
         self.found = {self.magnitudes.root(function.outputs[i]): i for i in read}
+        self.plain = {op for op in self.products if self._is_plain(op)}
         self.operands = {op: self._operands(op) for op in self.products}
         uses = dict.fromkeys(use for op in self.products for use in self.operands[op])
         self.index = {use: i for i, use in enumerate(uses)}
-        factored = [use for use in self.index if use.value in self.known and use.value not in self.steady]
+        factored = [u for u in self.index if u.value in self.known and u.value not in self.steady and not u.plain]
         self.rows = {use: row for row, use in enumerate(factored)}
-        inner = [op for op in self.products if self.ends[op] is None]
+        inner = [op for op in self.products if self.ends[op] is None and op not in self.plain]
         self.inverse_rows = {op: len(self.rows) + i for i, op in enumerate(inner)}
+        self._fold()
 
     def _known(self, value: Value) -> Known:
         """What is known of an operand, or that what it holds the elements of is to be measured."""
@@ -106,10 +120,64 @@ class _Scaler:
 
     def _operands(self, op: Op) -> tuple[Use, Use]:
         left, right = op.tensors()
+        if op in self.plain:
+            return Use(left, plain=True), Use(right, plain=True)
         return self._use(left, right), self._use(right, left)
 
     def _use(self, value: Value, other: Value) -> Use:
         return Use(value, value in self.known and self.steady.get(other, SMALL) < SMALL)
+
+    def _is_plain(self, op: Op) -> bool:
+        """Whether a product is of scores that only softmax reads, or of what is added to them, and needs no scales.
+
+        The array's rounding of 2^-16 is far below that of fp16 for scores of 0.1 and more, and an error of softmax as
+        small as that for others.
+        """
+        return all(v in self.known for v in op.tensors()) and self._only_softmax(op.output)
+
+    def _only_softmax(self, value: Value) -> bool:
+        uses = self.uses[value]
+        if value in self.function.outputs or not uses:
+            return False
+        return all(
+            use.kind == "softmax" or (use.kind in _TO_SOFTMAX and self._only_softmax(use.output)) for use in uses
+        )
+
+    def _fold(self) -> None:
+        """Find the numbers that the scale of a product before them, or of an operand after them, takes in."""
+        self.numbers: dict[Op | Use, float] = {}
+        self.folded: set[Op] = set()
+        for op in self.function.ops:
+            number = _number(op)
+            if number is None or not NUMBERS[0] <= number <= NUMBERS[1] or op.output in self.function.outputs:
+                continue
+            (x,) = (v for v in op.tensors() if not v.constant)
+            scale = self._product_before(x) or self._operand_after(op.output)
+            if scale is not None and scale not in self.numbers:
+                self.numbers[scale] = number
+                self.folded.add(op)
+
+    def _product_before(self, value: Value) -> Op | None:
+        """The product that a value is, moved, if it has an inverse scale and nothing else reads it."""
+        while len(self.uses[value]) == 1 and value not in self.function.outputs:
+            op = self.magnitudes.producers.get(value)
+            if op is None or op.kind not in ("reshape", "transpose"):
+                return op if op in self.inverse_rows else None
+            value = next(op.tensors())
+        return None
+
+    def _operand_after(self, value: Value) -> Use | None:
+        """The operand that a value is, moved, if it has a factor and nothing else reads it."""
+        uses = self.uses[value]
+        if value in self.function.outputs or not uses:
+            return None
+        if len(uses) == 1 and uses[0].kind in ("reshape", "transpose"):
+            return self._operand_after(uses[0].output)
+        if any(op.kind not in PRODUCTS for op in uses):
+            return None
+        found = {use for op in uses for use in self.operands[op] if use.value is value}
+        use = found.pop()
+        return use if not found and use in self.rows else None
 
     def _meets_activations(self, weight: Value, weights: set[str]) -> bool:
         """Whether a weight is only multiplied with values whose exponents leave room for its own."""
@@ -137,6 +205,9 @@ class _Scaler:
         if scale_rows:
             self.scale_port = new.builder.input(SCALES, (scale_rows, 1))
         for op in self.function.ops:
+            if op in self.folded:
+                new.values[op.output] = next(new[v] for v in op.tensors() if not v.constant)
+                continue
             if op.kind not in PRODUCTS:
                 new.copy(op)
                 continue
@@ -172,9 +243,11 @@ class _Scaler:
     def _measure(self, value: Value) -> None:
         """Report an operand, if its bound is its own maximum and nothing that holds its elements was reported."""
         root = self.magnitudes.root(value)
-        unknown = self.known[value].bound == Bound.of(root)
-        if unknown and root not in self.places and root not in self.found:
+        if self._is_unknown(value) and root not in self.places and root not in self.found:
             self.places[root] = self._report(self.new[value])
+
+    def _is_unknown(self, value: Value) -> bool:
+        return value in self.known and self.known[value].bound == Bound.of(self.magnitudes.root(value))
 
     def _read_by_host(self) -> tuple[dict[int, int], tuple[int, ...]]:
         """The rows of the outputs whose maxima the host finds, and those of them that are no products."""
@@ -206,9 +279,11 @@ class _Scaler:
         self.new.values.update({use.value: self.scaled[use] for use in self.operands[op] if use in self.scaled})
         product = self.new.copy(op)
         self.new.values.update(before)
+        if self.ends[op] is None and self._is_measured(op):
+            self.places[op.output] = self._report(product)
+        if op in self.plain:
+            self.new.values[op.output] = product
         if op in self.inverse_rows:
-            if self._is_measured(op):
-                self.places[op.output] = self._report(product)
             factor = self._factor(self.inverse_rows[op])
             self.new.values[op.output] = self.new.builder.op("mul", hint="unscaled", x=product, y=factor)
 
@@ -234,11 +309,22 @@ class _Scaler:
         return self.new.builder.op("concat", hint=MAXIMA, values=tuple(self.maxima), axis=0, interleave=False)
 
     def _operand(self, use: Use) -> Operand:
-        bound = self._bound(use.value) if use.value in self.known else UNKNOWN
-        return Operand(self.rows.get(use), bound, use.lonely)
+        bound, number = self._bound(use.value) if use.value in self.known else UNKNOWN, self.numbers.get(use, 1.0)
+        if self._is_unknown(use.value):  # what was measured lies before the number
+            bound = bound.times(Bound.number(number))
+        return Operand(self.rows.get(use), bound, use.lonely, number)
 
     def _product(self, op: Op) -> Product:
         left, right = (self.index[use] for use in self.operands[op])
+        row, number = self.inverse_rows.get(op), self.numbers.get(op, 1.0)
         if op.output in self.places:
-            return Product(left, right, self.inverse_rows.get(op), self.places[op.output])
-        return Product(left, right, self.inverse_rows.get(op), None, self._bound(op.output))
+            return Product(left, right, row, self.places[op.output], number=number)
+        return Product(left, right, row, None, self._bound(op.output), number)
+
+
+def _number(op: Op) -> float | None:
+    """The number that an operation multiplies by, if that is all it does."""
+    if op.kind != "mul":
+        return None
+    numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
+    return float(np.asarray(numbers[0]).item()) if len(numbers) == 1 else None
