@@ -29,13 +29,14 @@ def counted_in_a_run(config: object, seq_len: int) -> tuple[Work, int]:
     """The work of one step of the whole model, and its parameters."""
     device = CountingDevice(load_chip("m4"))
     model = AutoModelForCausalLM.from_config(config)
-    compile_in(model, Session(Options(device="null", chip="m4"), device))
+    session = Session(Options(device="null", chip="m4"), device)
+    compile_in(model, session)
     ids = torch.zeros(1, seq_len, dtype=torch.int64)
     for _ in range(2):
         device.reset()
         loss = model(input_ids=ids, labels=ids).loss
         torch.autograd.grad(loss, list(model.parameters()))
-    return device.total(), sum(p.numel() for p in model.parameters())
+    return device.total(session.plans), sum(p.numel() for p in model.parameters())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
+import importlib
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -155,8 +155,8 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
         if call.shape[:1] != (VOCABULARY,)
     )
     return Counted(
-        device.total(left_out=loss),
-        device.total(left_out=loss | backward),
+        device.total(session.plans, left_out=loss),
+        device.total(session.plans, left_out=loss | backward),
         sum(p.numel() for p in plain),
         sum(p.numel() for p in plain if p.requires_grad),
         device.buffers.allocated_bytes,
@@ -169,9 +169,10 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
 
 def _optimizer(model: nn.Module) -> Any:
     """What `anew train` steps a model with; None where programs are counted that know of no such optimizer."""
-    if importlib.util.find_spec("anew.optim.adam") is None:
+    try:
+        adam = importlib.import_module("anew.optim.adam")
+    except ModuleNotFoundError:
         return None
-    adam = importlib.import_module("anew.optim.adam")
     return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
 
 
@@ -239,7 +240,10 @@ def _head(setting: Setting, chip: str) -> Counted:
     once = [_run(call.run.plan, call.run.program, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[attr-defined]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
-    return Counted((once[0] + once[1]) * tiles, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
+    hidden = shape.rows * features  # of each chunk converted once; every other run takes it from its buffer
+    again = Work(read=hidden * (2 * tiles - len(list(tiling.chunks()))))
+    work = (once[0] + once[1]) * tiles + again * -1.0
+    return Counted(work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
 
 
 def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
