@@ -11,6 +11,7 @@ import gc
 import importlib
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -239,11 +240,19 @@ def _head(setting: Setting, chip: str) -> Counted:
     tiles = len(tiling.tiles) * len(list(tiling.chunks()))
     once = [_run(call.run.plan, call.run.program, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[attr-defined]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
+    work = (once[0] + once[1]) * tiles + _kept(tiling, ports)
     buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
-    hidden = shape.rows * features  # of each chunk converted once; every other run takes it from its buffer
-    again = Work(read=hidden * (2 * tiles - len(list(tiling.chunks()))))
-    work = (once[0] + once[1]) * tiles + again * -1.0
     return Counted(work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
+
+
+def _kept(tiling: Tiling, ports: Mapping[str, tuple[int, ...]]) -> Work:
+    """What is not copied for each tile: the others of its chunk read it, and the backward pass the hidden states."""
+    chunks, hidden = len(list(tiling.chunks())), math.prod(ports["hidden"])
+    others = sum(math.prod(ports[name]) for name in ("largest", "cotangent") if name in ports)
+    padded = tiling.padded != tiling.tokens  # rows that are made anew for each pass
+    runs = chunks * len(tiling.tiles)
+    elements = hidden * (2 * runs - chunks - padded) + others * (runs - chunks)
+    return Work(read=-elements)
 
 
 def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:

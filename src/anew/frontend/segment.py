@@ -299,7 +299,8 @@ class Segment:
                 buffers[port.name] = copy.buffer
                 continue
             buffers[port.name] = lease(port.shape)
-            store(buffers[port.name], args[port.argument], cotangent)
+            peak = store(buffers[port.name], args[port.argument], cotangent) * 2.0**cotangent
+            self.device.copies.keep(args[port.argument], Copy(buffers[port.name], cotangent, peak))
         if SCALES in self.program.ports:
             buffers[SCALES] = lease(self.program.ports[SCALES].type.shape)
             buffers[SCALES].copy_(torch.from_numpy(state.factors()))
