@@ -56,7 +56,7 @@ TOPICS = (
         "Training and its data",
         "The message names the flag, the file or the line: change that and start again; nothing was overwritten. A run "
         "that stopped in the middle names its last good checkpoint, and `--resume` goes on from there.",
-        ("train", "report", "callbacks.py", "errors.py"),
+        ("train", "optim", "report", "callbacks.py", "errors.py"),
     ),
     Topic(
         "Fine-tuning",

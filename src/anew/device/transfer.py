@@ -27,7 +27,7 @@ def float_of_half(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def _half_of_float(typing_context: Any, x: Any) -> Any:
+def half_of_float(typing_context: Any, x: Any) -> Any:
     """The bits of a float32 rounded to fp16, to nearest, ties to even."""
     return types.int16(types.float32), lambda context, builder, signature, args: builder.bitcast(
         builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16)
@@ -50,7 +50,7 @@ def _store(buffer: np.ndarray, x: np.ndarray, factor: np.float32) -> np.int32:
         top = np.int32(0)
         for j in range(source.size):
             top = max(top, magnitude_bits(source[j]))
-            row[j] = _half_of_float(source[j] * factor)
+            row[j] = half_of_float(source[j] * factor)
         largest = max(largest, top)
     return largest
 
@@ -94,7 +94,7 @@ def store(buffer: Tensor, x: Tensor, exponent: int) -> float:
 
     Returns the largest magnitude of ``x``; inf if one of its elements is infinite or NaN.
     """
-    rows = _rows(buffer)
+    rows = as_rows(buffer)
     largest = _store(rows, x.detach().float().contiguous().view(len(rows), -1).numpy(), np.float32(2.0**exponent))
     return float_of_largest(largest)
 
@@ -104,7 +104,7 @@ def load(buffer: Tensor, exponent: int) -> tuple[Tensor, float]:
 
     With it comes the largest magnitude in the buffer; inf if one of its elements is infinite or NaN.
     """
-    rows = _rows(buffer)
+    rows = as_rows(buffer)
     out = torch.empty(buffer.shape)
     return out, float_of_largest(_load(rows, np.float32(2.0**exponent), out.view(len(rows), -1).numpy()))
 
@@ -115,14 +115,14 @@ def measure(buffer: Tensor) -> tuple[float, float]:
     Both are of the numbers as they lie there, without exponents. The first is inf if an element is infinite or NaN;
     the second then is no number to use. One pass, whose sums are the same on any number of threads.
     """
-    rows = _rows(buffer)
+    rows = as_rows(buffer)
     squares = np.empty(len(rows))
     width = buffer.shape[-1] if buffer.dim() else 1
     largest = _measure(rows, width, squares)
     return float_of_largest(largest), float(squares.sum())
 
 
-def _rows(buffer: Tensor) -> np.ndarray:
+def as_rows(buffer: Tensor) -> np.ndarray:
     """The bits of a lease, rows at their whole pitch: int16 [rows, pitch], contiguous."""
     pitch = buffer.stride(-2) if buffer.dim() > 1 else buffer.numel()
     shape = (buffer.shape[:-1].numel(), pitch)

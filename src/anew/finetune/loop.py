@@ -15,6 +15,7 @@ from anew.finetune.check import FirstSave
 from anew.finetune.optimizer import make_optimizer
 from anew.finetune.options import FinetuneConfig
 from anew.finetune.schedule import build_schedule
+from anew.optim import clip_norm, settle
 from anew.train.device import check_baked
 from anew.train.display import Display
 from anew.train.loop import Loop, Step, check_finite
@@ -59,7 +60,8 @@ class Finetuning(Loop):
         saver: Saver | None = None,
     ) -> None:
         self.schedule = build_schedule(config.lr_schedule, config.learning_rate)
-        optimizer = make_optimizer(model, config.optimizer, config.optimizer_config, self.schedule(0))
+        engine = config.device != "cpu"
+        optimizer = make_optimizer(model, config.optimizer, config.optimizer_config, self.schedule(0), engine=engine)
         vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
         super().__init__(model, config, optimizer, math.log(vocabulary), display, saver)
         self.train = train
@@ -81,8 +83,7 @@ class Finetuning(Loop):
         return Step(loss.item(), rate, norm, batch.tokens)
 
     def _update(self, loss: float, rate: float) -> float:
-        trained = self.optimizer.param_groups[0]["params"]
-        norm = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm or math.inf).item()
+        norm = clip_norm(self.optimizer, self.config.max_grad_norm)
         check_finite(loss, norm, self.rate_flag)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -98,6 +99,7 @@ class Finetuning(Loop):
 
     def _save(self) -> None:
         """Check at the first save what trained, then write the adapters and the checkpoint."""
+        settle(self.optimizer)
         said = self.first_save.check(self.model, self.train.at(0, self.config.seed).arguments["input_ids"])
         if said:
             self.display.say(said)

@@ -11,6 +11,7 @@ from torch import nn
 
 from anew.errors import UserError
 from anew.finetune.config import check_names
+from anew.optim import EngineAdam, EngineAdamW
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -19,10 +20,14 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adafactor": torch.optim.Adafactor,
 }
+ON_ENGINE = {"adam": EngineAdam, "adamw": EngineAdamW}
+ON_ENGINE_SETTINGS = {"betas", "eps", "weight_decay", "fused"}
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
-def make_optimizer(model: nn.Module, name: str, settings: Mapping[str, Any], rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, name: str, settings: Mapping[str, Any], rate: float, *, engine: bool = False
+) -> torch.optim.Optimizer:
     """Return an optimizer over the parameters that train.
 
     Args:
@@ -31,6 +36,7 @@ def make_optimizer(model: nn.Module, name: str, settings: Mapping[str, Any], rat
         settings: the option ``optimizer_config``: for each name, keyword arguments of PyTorch's class. mlx_lm's
             ``bias_correction`` may be true, as PyTorch's always is.
         rate: the learning rate of the first step.
+        engine: whether the model is compiled: Adam and AdamW then read gradients where the engine wrote them.
 
     Raises UserError for unknown names, and for arguments that PyTorch refuses.
     """
@@ -42,7 +48,10 @@ def make_optimizer(model: nn.Module, name: str, settings: Mapping[str, Any], rat
         chosen["fused"] = True  # one pass over all parameters; an adapter's are many and small
     known = [key for key in inspect.signature(kind).parameters if key not in ("params", "lr")]
     check_names(chosen, known, f"optimizer_config: {name}'s")
+    trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        return kind([p for p in model.parameters() if p.requires_grad], lr=rate, **chosen)  # type: ignore[call-arg]
+        if engine and name in ON_ENGINE and chosen.keys() <= ON_ENGINE_SETTINGS and chosen.pop("fused", True):
+            return ON_ENGINE[name](model, trained, lr=rate, **chosen)
+        return kind(trained, lr=rate, **chosen)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_config: PyTorch refuses {name}: {str(error).splitlines()[0]}") from error

@@ -30,6 +30,11 @@ class ByTensor(Generic[T]):
         self.set(tensor, value)
         return value
 
+    def find(self, tensor: Tensor) -> T | None:
+        """Return the tensor's entry; None if it has none."""
+        known = self._entries.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
     def set(self, tensor: Tensor, value: T) -> None:
         """Make or replace the tensor's entry."""
         key = id(tensor)

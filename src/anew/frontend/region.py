@@ -18,10 +18,11 @@ from anew.errors import UserError
 from anew.frontend.baking import Bank
 from anew.frontend.canonical import canonicalize
 from anew.frontend.decompositions import DECOMPOSITIONS
+from anew.frontend.held import Holding, Instances
 from anew.frontend.hoisting import detach_host_work
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, listed, report, returned_views, split
-from anew.frontend.segment import Segment, WeightStore
+from anew.frontend.segment import Segment
 from anew.frontend.session import CompiledGraph, Session
 from anew.frontend.statistics import take_statistics
 from anew.frontend.structure import structure
@@ -55,7 +56,8 @@ class Region:
         self.frozen = [p and not x.requires_grad for p, x in zip(self.parameters, inputs, strict=True)]
         self.buffers = [not p and s for p, s in zip(self.parameters, _static(module), strict=True)]
         self.name = session.name_region()
-        self.weights = WeightStore(session.device)
+        self.weights = session.weights
+        self.instances = Instances()
         self.weight_names: set[str] = set()
         self.frozen_names: set[str] = set()
         self.buffer_names: set[str] = set()
@@ -65,6 +67,8 @@ class Region:
 
     def __call__(self, *args: Tensor) -> Sequence[Any]:
         """Run the graph, differentiably."""
+        if self.session.held:
+            self.instances.remember(args)
         return self.run(*args)
 
     def _compile_all(self, inputs: Sequence[Tensor]) -> Compiled:
@@ -99,13 +103,24 @@ class Region:
         kinds = {n: "cotangent" for n in names if n.startswith("tangents")}
         kinds.update({n: "weight" for n in names if n in self.weight_names})
         with self.session.lock:  # AOTAutograd asks at the first backward, of each thread that comes to it
-            self.backward = self.backward or self._compile(gm, "backward", kinds, first_saved=None)
+            if self.backward is None:
+                self.backward = self._compile(gm, "backward", kinds, first_saved=None)
+                self._let_hold(self.backward, names)
         return self.backward
+
+    def _let_hold(self, backward: Compiled, names: list[str]) -> None:
+        """Let a backward program keep gradients in their buffers, if all of the graph is one program."""
+        assert isinstance(backward, GraphCall)
+        segment = backward.run
+        if isinstance(segment, Segment) and segment.plan.result_count == len(self.parameters):
+            read = {names.index(n): self.weight_positions[n] for n in names if n in self.weight_names}
+            segment.holding = Holding(self.session.held, self.instances, read)
 
     def _weight_kinds(self, module: GraphModule) -> dict[str, str]:
         names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
         if len(names) != len(self.parameters):
             raise RuntimeError(f"{self.name}: {len(names)} graph inputs for {len(self.parameters)} captured ones")
+        self.weight_positions = {n: i for i, n in enumerate(names)}
         self.weight_names = {n for n, is_weight in zip(names, self.parameters, strict=True) if is_weight}
         self.frozen_names = {n for n, is_frozen in zip(names, self.frozen, strict=True) if is_frozen}
         self.buffer_names = {n for n, is_buffer in zip(names, self.buffers, strict=True) if is_buffer}
@@ -181,6 +196,7 @@ class GraphCall:
         """Run the graph on its arguments."""
         taken = list(args)
         args.clear()
+        self.session.writes.wait(taken)
         with self.session.lock, torch.no_grad():
             self.session.counts.calls[self.name] += 1
             return self.run(taken)

@@ -10,7 +10,7 @@ import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,11 @@ from anew.device.base import Device, Operation
 from anew.device.copies import Copy
 from anew.device.transfer import load, measure, store
 from anew.errors import AnewError
+from anew.frontend.held import Holding, Piece
 from anew.frontend.instances import ByTensor
 from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for, weight_exponent
-from anew.frontend.staleness import Original, late
+from anew.frontend.staleness import Mark, Original, late, mark
 from anew.plan import MAXIMA, SCALES, InputPort, Plan
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Variant:
 class UploadedWeight:
     """A weight in an fp16 buffer: what it was then (storage and version; all of it if frozen), and its exponent.
 
-    ``largest`` is its largest magnitude, before the exponent.
+    ``largest`` is its largest magnitude, before the exponent. ``mark`` is there if an optimizer wrote
+    the buffer, and ``checksum``, of all of the weight.
     """
 
     source: tuple[int, int]
@@ -83,26 +85,30 @@ class UploadedWeight:
     exponent: int
     largest: float
     original: Original | None
+    mark: Mark | None = None
+    checksum: int | None = None
 
 
 class WeightStore:
-    """Weights as uploaded, shared by the forward and the backward program of a region."""
+    """Weights as uploaded, shared by all programs of a session."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._uploaded: ByTensor[dict[bool, UploadedWeight]] = ByTensor()
+        self._uploaded: ByTensor[dict[tuple[bool, bool], UploadedWeight]] = ByTensor()
 
     def upload(self, name: str, weight: Tensor, scaled: bool, fresh: bool, eight_bits: bool = False) -> UploadedWeight:
         """Return the weight's buffer; converts it again when it changed since.
 
-        A ``fresh`` upload misses no change: a weight that trains is converted again, a frozen one is looked at. With
+        A ``fresh`` upload misses no change: a weight that trains is converted again, a frozen one is looked at, and so
+        is one whose buffer an optimizer of :mod:`anew.optim` wrote, which reads all of it itself at its next step. With
         ``eight_bits`` the buffer gets the numbers that the weight has where it is a constant of 8 bits.
 
         Raises AnewError with ``name`` when fp16 cannot hold the weight.
         """
         source = (weight.data_ptr(), weight._version)
         forms = self._uploaded.get(weight, dict)
-        known = forms.get(scaled)
+        form = scaled, eight_bits
+        known = forms.get(form)
         if known is None or known.source != source or (fresh and self._outdated(name, known, weight)):
             buffer = self.device.buffers.lease(tuple(weight.shape))
             original = None if weight.requires_grad else Original(weight)
@@ -117,17 +123,27 @@ class WeightStore:
                 forms.clear()
             if exponent != guess:
                 store(buffer, weight, exponent)
-            known = forms[scaled] = UploadedWeight(source, buffer, exponent, peak, original)
+            known = forms[form] = UploadedWeight(source, buffer, exponent, peak, original)
         return known
 
     def _outdated(self, name: str, known: UploadedWeight, weight: Tensor) -> bool:
         """Whether an uploaded weight may have changed; a change of a frozen one that is seen late is a warning."""
+        if known.mark is not None:
+            return known.mark != mark(weight)
         if known.original is None or weight.requires_grad or not known.original.marked(weight):
             return True
         if not known.original.rewritten(weight):
             return False
         warnings.warn(late(name, "Write in place, without .data"), stacklevel=2)
         return True
+
+    def rewritable(self, weight: Tensor) -> tuple[UploadedWeight, bool] | None:
+        """The buffer that a weight's optimizer may write and whether it is scaled; None if there is not exactly one."""
+        forms = self._uploaded.find(weight) or {}
+        if len(forms) != 1:
+            return None
+        (((scaled, eight_bits), known),) = forms.items()
+        return None if eight_bits else (known, scaled)
 
     def forget(self, weight: Tensor) -> None:
         """Give a weight's buffers back."""
@@ -170,6 +186,8 @@ class Segment:
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
         self.cotangent_shapes = {port.shape for port in plan.inputs if port.kind == "cotangent"}
         self.backward = bool(self.cotangent_shapes)
+        #: Of a backward program, which of its results may stay in their buffers.
+        self.holding: Holding | None = None
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor | None]:
         """Run the program on the graph's arguments."""
@@ -182,18 +200,19 @@ class Segment:
         maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
         buffers, weights = self._upload(variant, args, maxima)
         state.fix(weights | variant.exponents)
+        held = self.holding.parameters(args) if self.holding else {}
         for attempt in range(ATTEMPTS):
             cotangent = self._cotangent_exponent(args, state, peak)
             outputs, exponents = self._run(variant, state, args, buffers, cotangent)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
                     maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangent
-            results = self._read(outputs, exponents, cotangent, maxima)
+            results = self._read(outputs, exponents, cotangent, maxima, held)
             values = state.values(maxima)
             verdict = state.review(maxima) if self.scaling else "good"
             if verdict == "good":
                 self._count(state, attempt)
-                return self._results(args, results, values)
+                return self._results(args, results, values, held)
             if verdict == "overflow":
                 self._lower_cotangent(state)
         raise AnewError(
@@ -312,21 +331,33 @@ class Segment:
         return outputs, [state.product_exponent(p) for p in self.plan.scales.products]
 
     def _read(
-        self, outputs: dict[str, Tensor], exponents: list[int], cotangent: int, maxima: np.ndarray
-    ) -> dict[str, Tensor]:
-        """What the outputs hold, by port; fills in the maxima: the program's own and those found while reading."""
+        self,
+        outputs: dict[str, Tensor],
+        exponents: list[int],
+        cotangent: int,
+        maxima: np.ndarray,
+        held: Mapping[int, Tensor],
+    ) -> dict[str, Tensor | Piece]:
+        """What the outputs hold, by port; fills in the maxima: the program's own and those found while reading.
+
+        Results at the positions of ``held`` stay where they are.
+        """
         if rows := self.plan.scales.maxima_rows:
             maxima[:rows] = outputs[MAXIMA].flatten().numpy()
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor | Piece] = {}
         for port in self.plan.outputs:
-            found[port.name] = outputs[port.name]
+            buffer = found[port.name] = outputs[port.name]
             if port.saved:
                 continue
             carried = exponents[port.product] if port.product is not None else 0
             exponent = -carried - (cotangent if port.linear else 0)
-            found[port.name], largest = load(outputs[port.name], exponent)
-            if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
-                self.device.copies.keep(found[port.name], Copy(outputs[port.name], -exponent, largest))
+            if len(port.results) == 1 and port.results[0] in held:
+                largest, squares = measure(buffer)
+                found[port.name] = Piece(buffer, exponent, squares * 4.0**exponent)
+            else:
+                found[port.name], largest = load(buffer, exponent)
+                if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
+                    self.device.copies.keep(found[port.name], Copy(buffer, -exponent, largest))
             if port.maximum_row is not None:
                 maxima[port.maximum_row] = largest
         return found
@@ -343,11 +374,24 @@ class Segment:
             raise AnewError(f"{self.plan.name}: a value inside this region is {BEYOND}")
         state.cotangent -= 3
 
-    def _results(self, args: Sequence[Tensor], found: dict[str, Tensor], values: np.ndarray) -> list[Tensor | None]:
-        """The graph's results; what is known of the magnitudes of saved ones stays with their buffers."""
+    def _results(
+        self,
+        args: Sequence[Tensor],
+        found: dict[str, Tensor | Piece],
+        values: np.ndarray,
+        held: Mapping[int, Tensor],
+    ) -> list[Tensor | None]:
+        """The graph's results; what is known of the magnitudes of saved ones stays with their buffers.
+
+        Held gradients are handed over, and autograd is given none.
+        """
         results: list[Tensor | None] = [None] * self.plan.result_count
         for port in self.plan.outputs:
             x = found[port.name]
+            if isinstance(x, Piece):
+                assert self.holding is not None
+                self.holding.gradients.add(held[port.results[0]], x)
+                continue
             if port.bound:
                 self.device.buffers.note(x, port.bound.value(values))
             for position in port.results:

@@ -13,11 +13,13 @@ from torch.fx import GraphModule, Node
 
 from anew.device.base import Device
 from anew.frontend.choice import make_device
+from anew.frontend.held import HeldGradients, Writes
 from anew.frontend.options import Options
 from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
 from anew.frontend.scale_store import ScaleStore
 from anew.frontend.segment import Statistics as Counts
+from anew.frontend.segment import WeightStore
 from anew.plan import Plan
 
 if TYPE_CHECKING:
@@ -115,6 +117,9 @@ class Session:
         self.device = device or make_device(options)
         self.counts = Counts()
         self.scales = ScaleStore()
+        self.weights = WeightStore(self.device)
+        self.held = HeldGradients()
+        self.writes = Writes()
         self.plans: list[Plan] = []
         self.banks: weakref.WeakSet[Bank] = weakref.WeakSet()
         self.regions = 0

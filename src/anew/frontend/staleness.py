@@ -24,6 +24,10 @@ LOOKS = 10
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+#: Storage, version and checksum of samples.
+Mark = tuple[int, int, int]
+
+
 class StaleWarning(UserWarning):
     """Copies were used for some calls after the weights they were made from had changed."""
 
@@ -36,13 +40,13 @@ class Original:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.mark = _mark(tensor)
+        self.mark = mark(tensor)
         self.parts = [_checksum(part) for part in _parts(tensor)]
         self.looks = 0
 
     def marked(self, tensor: Tensor) -> bool:
         """Whether storage, version and samples are as they were: in-place operations and dense writes change them."""
-        return _mark(tensor) == self.mark
+        return mark(tensor) == self.mark
 
     def rewritten(self, tensor: Tensor) -> bool:
         """Whether the next tenth of the tensor is another than it was."""
@@ -63,7 +67,8 @@ def late(what: str, cure: str) -> StaleWarning:
     )
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, int]:
+def mark(tensor: Tensor) -> Mark:
+    """Storage, version and a checksum of samples of a tensor: in-place operations and dense writes change them."""
     flat = tensor.detach().reshape(-1)
     samples = flat[:: max(flat.numel() // SAMPLES, 1)].view(_INTEGERS[flat.element_size()])
     return tensor.data_ptr(), tensor._version, zlib.crc32(samples.numpy().tobytes())

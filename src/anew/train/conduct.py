@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anew.errors import UserError
+from anew.optim import settle
 from anew.report import REPORT, write_report
 from anew.train.checkpoint import Checkpoint, Checkpoints, step_of
 from anew.train.device import describe_device, statistics
@@ -105,6 +106,8 @@ def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
             loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
+        with suppress(Exception):  # of two errors the first is the one to tell
+            settle(loop.optimizer)
 
 
 def _leave_record(loop: Loop, folder: Path, record: dict[str, Any], title: str, started: float) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from anew.energy import Energy, measure
 from anew.errors import AnewError, reason_of
+from anew.optim import settle
 from anew.train.device import Where, statistics
 from anew.train.display import Display
 from anew.train.memory import peak_memory
@@ -147,6 +148,8 @@ class Loop(ABC):
             try:
                 self._step(step)
                 self._check_loss()
+                if step + 1 == self.config.steps:
+                    settle(self.optimizer)
             except Exception as error:
                 reason = reason_of(error)
                 if reason is None:
@@ -158,6 +161,7 @@ class Loop(ABC):
                 self._save()
 
     def _save(self) -> None:
+        settle(self.optimizer)
         if self.saver is not None:
             with self._aside("saving"):
                 self.saver.save(self)
@@ -200,6 +204,7 @@ class Loop(ABC):
 
     def _validate(self, iteration: int) -> float | None:
         with self._aside("validation"):
+            settle(self.optimizer)
             started = time.perf_counter()
             loss = self.validation_loss()
         if loss is not None:
@@ -212,6 +217,7 @@ class Loop(ABC):
         if self.sampler is None or (number & (number - 1) and iteration != self.config.steps):
             return None
         with self._aside("samples"):
+            settle(self.optimizer)
             return self.sampler()
 
     def _report(

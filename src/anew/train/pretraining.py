@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from anew.frontend.ranks import share_scales
+from anew.optim import clip_norm
 from anew.train.config import TrainConfig
 from anew.train.data import Batch, ValidationBatch, Windows
 from anew.train.display import Display
@@ -75,7 +76,7 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)
     loss = ranks.mean(accumulate(model, batches))
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
+    norm = clip_norm(optimizer, grad_clip)
     check_finite(loss, norm, Pretraining.rate_flag)
     optimizer.step()
     return loss, norm
@@ -97,7 +98,8 @@ class Pretraining(Loop):
         metrics: MetricsFile | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        optimizer = make_optimizer(model, config.weight_decay)
+        engine = config.device != "cpu" and ranks.count == 1
+        optimizer = make_optimizer(model, config.weight_decay, engine=engine)
         super().__init__(model, config, optimizer, math.log(config.model["vocab_size"]), display, saver, metrics)
         self.windows = windows
         self.validation = validation

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anew.errors import AnewError, UserError
+from anew.optim import OnEngine, settle
 from anew.train.checkpoint import Checkpoint
 
 #: The files of a checkpoint that hold a snapshot, without their suffixes.
@@ -30,6 +31,8 @@ def take(
     ``trained_only`` leaves out what needs no gradient, such as the base of an adapter. Raises AnewError for an
     optimizer whose state is not tensors by parameter.
     """
+    if isinstance(optimizer, OnEngine):
+        optimizer.to_grads()
     tensors = {
         MODEL: {name: x for name, x in _named(model).items() if x.requires_grad or not trained_only},
         OPTIMIZER: _of_optimizer(model, optimizer),
@@ -52,6 +55,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     random = checkpoint.tensors(RANDOM)
     if "torch" not in random:
         raise UserError(f"{checkpoint.path} holds no state of PyTorch's random numbers: it is of something else")
+    settle(optimizer)
     with torch.no_grad():
         for name, x in weights.items():
             named[name].copy_(x)

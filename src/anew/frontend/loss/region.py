@@ -29,7 +29,6 @@ from anew.frontend.instances import ByTensor
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
 from anew.frontend.loss.tiling import Tile, Tiling
 from anew.frontend.region import GraphCall
-from anew.frontend.segment import WeightStore
 from anew.frontend.session import Session
 
 #: The label of a token that does not count.
@@ -72,13 +71,14 @@ class LossRegion:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.weights = WeightStore(session.device)
+        self.weights = session.weights
         self.views: ByTensor[dict[int, list[Tensor]]] = ByTensor()
         self.programs: dict[tuple[Shape, bool, int], GraphCall] = {}
         self.names: dict[Shape, str] = {}
 
     def losses(self, head: Head) -> tuple[Tensor, Tensor, Mass]:
         """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs."""
+        self.session.writes.wait([head.weight])
         mass = self._mass(head)
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL

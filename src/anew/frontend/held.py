@@ -1,0 +1,142 @@
+"""Weight gradients that stay where the engine wrote them, in fp16 with an exponent, until an optimizer reads them.
+
+They are for optimizers of :mod:`anew.optim`, which ask for those of their parameters. Any other parameter gets a
+``.grad`` in float32 as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anew.device.transfer import load
+from anew.frontend.instances import ByTensor
+
+#: Gradients of one parameter that are held at a time: in fp16 they take the memory of one in float32.
+MOST = 2
+
+
+@dataclass
+class Piece:
+    """A gradient ``buffer * 2**exponent`` in a leased fp16 buffer; ``squares`` is the sum of its elements' squares."""
+
+    buffer: Tensor
+    exponent: int
+    squares: float
+
+
+class HeldGradients:
+    """The gradients that are held in a session, by parameter."""
+
+    def __init__(self) -> None:
+        self._pieces: ByTensor[list[Piece]] = ByTensor()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def hold(self, parameter: Tensor) -> None:
+        """From now on hold this parameter's gradients."""
+        self._pieces.set(parameter, [])
+
+    def holds(self, parameter: Tensor) -> bool:
+        """Whether this parameter's gradients are held."""
+        return self._pieces.find(parameter) is not None
+
+    def add(self, parameter: Tensor, piece: Piece) -> None:
+        """Add one to a parameter's gradients; from the third on they are summed in ``.grad``."""
+        pieces = self._pieces.get(parameter, list)
+        pieces.append(piece)
+        if len(pieces) > MOST or parameter.grad is not None:
+            self.to_grad(parameter)
+
+    def to_grad(self, parameter: Tensor) -> None:
+        """Add what is held of a parameter to its ``.grad``, in float32 and in the order that it came in."""
+        for piece in self.take(parameter):
+            gradient, _ = load(piece.buffer, piece.exponent)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def take(self, parameter: Tensor) -> list[Piece]:
+        """Return what is held of a parameter, and hold it no longer."""
+        pieces = self.of(parameter)
+        if pieces:
+            self._pieces.set(parameter, [])
+        return pieces
+
+    def of(self, parameter: Tensor) -> list[Piece]:
+        """Return what is held of a parameter."""
+        return self._pieces.find(parameter) or []
+
+
+class Instances:
+    """The arguments that a region was called with: a backward program reads only some of an instance's weights."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], list[weakref.ref[Tensor] | None]] = {}
+
+    def remember(self, args: Sequence[Tensor]) -> None:
+        """Note the parameters among the arguments of a call."""
+        key = tuple(id(x) if isinstance(x, torch.nn.Parameter) else 0 for x in args)
+        known = self._known.get(key)
+        if known is None or any(ref and ref() is not x for ref, x in zip(known, args, strict=True)):
+            self._known[key] = [weakref.ref(x) if i else None for i, x in zip(key, args, strict=True)]
+
+    def parameters(self, read: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """All parameters, by position, of the one instance that has those of ``read``; none if several have."""
+        alive = [[None if ref is None else ref() for ref in known] for known in self._known.values()]
+        fitting = [known for known in alive if all(known[i] is x for i, x in read.items())]
+        return {i: x for i, x in enumerate(fitting[0]) if x is not None} if len(fitting) == 1 and read else {}
+
+
+@dataclass
+class Holding:
+    """How a backward program finds the parameters whose gradients it computes.
+
+    Attributes:
+        gradients: where those that are held go.
+        instances: of the region. read: the weights among the program's arguments, by position; their positions there.
+    """
+
+    gradients: HeldGradients
+    instances: Instances
+    read: Mapping[int, int]
+
+    def parameters(self, args: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The parameters whose gradients are to be held, by the position of the result."""
+        if not self.gradients:
+            return {}
+        found = self.instances.parameters({there: args[here] for here, there in self.read.items()})
+        return {i: x for i, x in found.items() if self.gradients.holds(x)}
+
+
+class Writes:
+    """What an optimizer still does to parameters in a thread of its own, one after the other."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._running: dict[int, Future[None]] = {}
+
+    def start(self, parameter: Tensor, work: Callable[[], None]) -> None:
+        """Do the work after that which was started before; ``parameter`` is not to be read meanwhile."""
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="anew-optimizer")
+        self._running[id(parameter)] = self._thread.submit(work)
+
+    def wait(self, tensors: Iterable[Tensor]) -> None:
+        """Wait until these tensors can be read; raises what went wrong in writing them."""
+        if self._running:
+            for x in tensors:
+                if running := self._running.get(id(x)):
+                    running.result()
+
+    def wait_all(self) -> None:
+        """Wait until all can be read; raises what went wrong first."""
+        running = list(self._running.values())
+        for work in running:
+            work.exception()
+        self._running.clear()
+        for work in running:
+            work.result()

@@ -1,0 +1,218 @@
+"""PyTorch's Adam and AdamW for a model on the engine: the same numbers and the same state, with less traffic.
+
+A matrix's gradients stay in the engine's fp16 buffers; one pass reads them, moves weight and moments in float32 and
+writes the fp16 weight where the engine reads it. Other parameters, such as norms and an adapter's many small matrices,
+have a ``.grad`` as ever and are stepped by PyTorch's own fused kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anew.errors import UserError
+from anew.frontend.layers import repeated_layers
+from anew.frontend.model import session_of
+from anew.optim.update import Gradient, Rule, update
+
+#: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
+SMALLEST = 1 << 15
+#: Columns below which rows are too short for the kernels to be fast.
+NARROWEST = 32
+
+
+class OnEngine(torch.optim.Adam):
+    """What :class:`EngineAdam` and :class:`EngineAdamW` have in common."""
+
+    def __init__(self, model: nn.Module, params: Any, *, overlap: bool | None = None, **settings: Any) -> None:
+        super().__init__(params, **settings, fused=True)
+        if self.defaults["amsgrad"] or self.defaults["maximize"] or isinstance(self.defaults["lr"], Tensor):
+            raise UserError("the engine's optimizers take no amsgrad, maximize or lr as a tensor; use torch.optim's")
+        session = session_of(model)
+        self._held, self._writes, self._weights = session.held, session.writes, session.weights
+        self.overlap = not session.device.emulated if overlap is None else overlap
+        trained = [p for group in self.param_groups for p in group["params"]]
+        self._large = {p for p in trained if _is_large(p)}
+        for p in self._large:
+            self._held.hold(p)
+        self._clip = 1.0
+        self._order = {p: i for i, p in enumerate(_by_need(model))}
+        if self.overlap:
+            self._outside = _outside(model) & self._large
+            _wait_before(model, self)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step with the gradients that there are; those of matrices are used up.
+
+        With ``overlap`` it returns before all matrices are written: calls of the model wait for what they read.
+        """
+        self.settle()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = dict(self._matrices())
+        self._scale_small()
+        for p in self._large:
+            p.grad = None  # PyTorch's kernel steps what has a gradient
+        super().step()
+        for p in sorted(work, key=lambda p: self._order.get(p, 0)):
+            torch.autograd.graph.increment_version(p)
+            self._writes.start(p, work[p]) if self.overlap else work[p]()
+        self._clip = 1.0
+        return loss
+
+    def _matrices(self) -> Iterator[tuple[Tensor, Callable[[], None]]]:
+        """The matrices that have a gradient, and what takes their step."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            decoupled = group["decoupled_weight_decay"]
+            rule = Rule(beta1, beta2, group["eps"], group["lr"], group["weight_decay"], decoupled, self._clip)
+            for p in self._large.intersection(group["params"]):
+                gradient = Gradient(p.grad, self._held.take(p))
+                if gradient.dense is None and not gradient.pieces:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                yield p, _Step(p, state, gradient, rule.numbers(state["step"].item()), self._weights)
+
+    def clip_norm(self, most: float) -> float:
+        """Return the norm of all gradients; the next step scales them to ``most`` if it is larger. 0 clips nothing."""
+        small = [p.grad for p in self._trained() if p.grad is not None and p not in self._large]
+        total = sum(float(x.double().square().sum()) for x in small)
+        for p in self._trained():
+            if p in self._large and (p.grad is not None or self._held.of(p)):
+                total += Gradient(p.grad, self._held.of(p)).squares(p)
+        norm = torch.tensor(math.sqrt(total), dtype=torch.float32)
+        self._clip = float(torch.clamp(most / (norm + 1e-6), max=1.0)) if most else 1.0
+        return norm.item()
+
+    def _scale_small(self) -> None:
+        small = [p.grad for p in self._trained() if p.grad is not None and p not in self._large]
+        if self._clip != 1.0 and small:
+            torch._foreach_mul_(small, self._clip)
+
+    def _trained(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, those that are held too."""
+        for p in self._large:
+            self._held.take(p)
+        super().zero_grad(set_to_none)
+
+    def settle(self) -> None:
+        """Wait until every weight and moment is written; raises what went wrong in a thread."""
+        self._writes.wait_all()
+
+    def to_grads(self) -> None:
+        """Bring what is held into ``.grad``, in float32: for whoever looks there."""
+        self.settle()
+        for p in self._large:
+            self._held.to_grad(p)
+
+    def wait_outside(self) -> None:
+        """Wait for the matrices that are read outside the model's repeated layers."""
+        self._writes.wait(self._outside)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of PyTorch's optimizer, once all is written."""
+        self.settle()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, PyTorch's optimizer's too, once all is written."""
+        self.settle()
+        super().load_state_dict(state_dict)
+
+
+class EngineAdam(OnEngine):
+    """:class:`torch.optim.Adam` over the parameters of a model that :func:`anew.compile` compiled.
+
+    Args:
+        model: that model.
+        params: parameters of it, or groups of them, as PyTorch's class takes them.
+        overlap: take the steps of matrices in a thread of their own, beside the next forward pass; by default on an
+            engine of silicon. No number depends on it.
+        settings: further arguments of PyTorch's class.
+
+    Raises UserError for a model that was not compiled, and for ``amsgrad``, ``maximize`` and a tensor as ``lr``.
+    """
+
+
+class EngineAdamW(OnEngine):
+    """:class:`torch.optim.AdamW` likewise; arguments and errors are those of :class:`EngineAdam`."""
+
+    def __init__(self, model: nn.Module, params: Any, *, weight_decay: float = 1e-2, **settings: Any) -> None:
+        super().__init__(model, params, weight_decay=weight_decay, decoupled_weight_decay=True, **settings)
+
+
+class _Step:
+    """A step that is to be taken; what it has read goes back to the pool."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __call__(self) -> None:
+        """Take it, once."""
+        arguments, self.arguments = self.arguments, ()
+        update(*arguments)
+
+
+def settle(optimizer: torch.optim.Optimizer) -> None:
+    """Wait until an optimizer has written all weights and moments: before anything reads them outside the model."""
+    if isinstance(optimizer, OnEngine):
+        optimizer.settle()
+
+
+def clip_norm(optimizer: torch.optim.Optimizer, most: float) -> float:
+    """Return the norm of the gradients of an optimizer's parameters; its next step uses them scaled to ``most``.
+
+    A ``most`` of 0 clips nothing.
+    """
+    if isinstance(optimizer, OnEngine):
+        return optimizer.clip_norm(most)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    return nn.utils.clip_grad_norm_(trained, most or math.inf).item()
+
+
+def _is_large(p: Tensor) -> bool:
+    plain = p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
+    return plain and p.dim() >= 2 and p.numel() >= SMALLEST and p.shape[-1] >= NARROWEST
+
+
+def _outside(model: nn.Module) -> set[Tensor]:
+    inside = {p for layer in repeated_layers(model) for p in layer.parameters()}
+    return {p for p in model.parameters() if p not in inside}
+
+
+def _by_need(model: nn.Module) -> Iterable[Tensor]:
+    """Parameters in the order in which a forward pass waits for them: first those outside the layers."""
+    outside = _outside(model)
+    return [*(p for p in model.parameters() if p in outside), *(p for p in model.parameters() if p not in outside)]
+
+
+def _wait_before(model: nn.Module, optimizer: OnEngine) -> None:
+    """Let calls of a model, and what asks for its state, wait for the optimizer as long as there is one."""
+    reference = weakref.ref(optimizer)
+
+    def wait(*_: Any, **__: Any) -> None:
+        if (found := reference()) is not None:
+            found.wait_outside()
+
+    def wait_all(*_: Any, **__: Any) -> None:
+        if (found := reference()) is not None:
+            found.settle()
+
+    model.register_forward_pre_hook(wait)
+    model.register_state_dict_pre_hook(wait_all)
