@@ -69,6 +69,18 @@ def test_a_frozen_base_of_constants_is_neither_copied_nor_given_a_gradient(found
     assert baked.convolutions > found.counted.convolutions == 0
 
 
+def test_held_gradients_are_not_copied_and_the_optimizer_runs_beside_the_next_forward() -> None:
+    config = AutoConfig.for_model(**llama(dim=256, layers=LAYERS, heads=4, hidden=512, vocab=512, max_seq=64))
+    held = estimate(Setting(config, 32, 1), "m4")
+    matrices = LAYERS * (4 * 256 * 256 + 3 * 256 * 512)
+    head, norms = 512 * 256, LAYERS * 2 * 256
+    assert held.counted.held == matrices
+    assert head + norms <= held.counted.work.read < head + matrices / 2
+    assert head + norms <= held.counted.work.write < head + matrices / 2
+    assert 0 < held.beside.saved < 28 * matrices / (held.machine.memory_gb_s * 1e9 * 5 / 6)
+    assert held.seconds == pytest.approx(sum(held.split.values()) - held.beside.saved)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

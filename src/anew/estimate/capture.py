@@ -133,7 +133,8 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
         optimizer = _optimizer(model)
         _step(model, ids)
         if optimizer is not None:
-            optimizer.step()
+            _written(model, session)
+            optimizer.zero_grad()
         model.zero_grad()
         device.reset(filled=optimizer is not None)
         with recorder:
@@ -175,6 +176,15 @@ def _optimizer(model: nn.Module) -> Any:
     except ModuleNotFoundError:
         return None
     return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
+
+
+def _written(model: nn.Module, session: Session) -> None:
+    """Let the weights' buffers be as the optimizer's pass leaves them, which takes longer to compile than one step."""
+    mark = importlib.import_module("anew.frontend.staleness").mark
+    for p in model.parameters():
+        entry = session.weights.rewritable(p)
+        if entry is not None and session.held.holds(p):
+            entry[0].mark = mark(p)
 
 
 def _held(model: nn.Module, session: Session) -> dict[int, torch.Tensor]:

@@ -355,9 +355,9 @@ class Segment:
                 largest, squares = measure(buffer)
                 found[port.name] = Piece(buffer, exponent, squares * 4.0**exponent)
             else:
-                found[port.name], largest = load(buffer, exponent)
+                found[port.name], largest = x, _ = load(buffer, exponent)
                 if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
-                    self.device.copies.keep(found[port.name], Copy(buffer, -exponent, largest))
+                    self.device.copies.keep(x, Copy(buffer, -exponent, largest))
             if port.maximum_row is not None:
                 maxima[port.maximum_row] = largest
         return found
