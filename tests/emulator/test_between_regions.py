@@ -86,3 +86,29 @@ def test_a_cotangent_that_shrinks_from_layer_to_layer_is_brought_up_again(stored
     for a, b in zip(found, expected, strict=True):
         assert float((a - b).norm() / b.norm()) < 1e-2
     assert 2 < stored.count((2, 16, 32)) <= 2 * 5
+
+
+def copied(x):
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize("hooks", [(copied, copied), (lambda x: x.cpu().clone(), lambda x: x.clone())])
+def test_saved_activations_that_hooks_copied_give_the_same_gradients(llama_like, hooks):
+    """What is known of the magnitudes of a saved activation stays with its buffer, which a copy is not."""
+    expected = llama_like()
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        found = llama_like()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def llama_like(llama):
+    def gradients():
+        torch.manual_seed(0)
+        net = anew.compile(llama(), device="emulator")
+        tokens = torch.arange(2 * 16).reshape(2, 16) % 64
+        net(input_ids=tokens, labels=tokens).loss.backward()
+        return [p.grad for p in net.parameters()]
+
+    return gradients

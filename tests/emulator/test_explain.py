@@ -133,3 +133,20 @@ def test_a_model_without_a_training_step_is_one_sentence():
     net = Stack().requires_grad_(False)
     with pytest.raises(anew.UserError, match="no training step to explain"):
         anew.explain(net, torch.randn(2, 6, 8))
+
+
+def test_what_the_compiler_spared_is_listed_and_logged_with_its_projection(llama, caplog):
+    with caplog.at_level("INFO", logger="anew.compiler.gains"):
+        found = anew.explain(llama(attn_implementation="eager"), {"input_ids": TOKENS, "labels": TOKENS}, chip="m4")
+    backward = [gain for gain in found.gains if gain.program == "region 1 backward"]
+    assert len(backward) == 2
+    assert all(gain.elements > 0 and gain.milliseconds > 0 for gain in backward)
+    assert {str(gain) for gain in found.gains} == set(caplog.messages)
+    assert all(str(gain) in str(found) for gain in found.gains)
+    assert "projected" in str(backward[0])
+
+
+def test_a_chip_without_rates_has_gains_without_times(llama):
+    found = anew.explain(llama(attn_implementation="eager"), {"input_ids": TOKENS, "labels": TOKENS}, chip="m3")
+    assert all(gain.milliseconds is None for gain in found.gains)
+    assert "no times are projected" in str(found)

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from anew.chips import Chip
 from anew.chips.check import check_op, refused
 from anew.chips.rules import extents
+from anew.compiler.gains import log_gains
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
@@ -62,7 +63,7 @@ def compile_graph(
         for i, value in enumerate(scaled.function.outputs[: len(positions)])
     ]
     text, blob = print_program(Program({"main": scaled.function}))
-    return Plan(
+    plan = Plan(
         name=name,
         text=text,
         weights=blob,
@@ -74,7 +75,10 @@ def compile_graph(
         scales=scaled.scales,
         flops=_flops(scaled.function),
         operations=dict(Counter(op.kind for op in scaled.function.ops if op.kind != "const")),
+        spared=scaled.spared,
     )
+    log_gains(plan, chip.name)
+    return plan
 
 
 def why_not(node: Node, chip: Chip) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from anew.compiler.gains import Gain, gains
 from anew.device.buffers import BufferPool
 from anew.errors import UserError
 from anew.frontend.baking import BakedUse
@@ -113,6 +114,7 @@ class Explanation:
         host: each host operation's part, the dearest first.
         loss: whether head and loss are a loss region; None where there are none, or with ``loss="apart"``.
         baked: with ``base_bits``, what became of the frozen weights of each program.
+        gains: what the compiler spared each program, with times that are projected.
         engine_operations, host_operations: ATen operations of the step by where they run, views not counted.
         engine_flops, host_flops: matmul and convolution flops of the step by where they run.
     """
@@ -127,6 +129,7 @@ class Explanation:
     engine_flops: int
     host_flops: int
     baked: tuple[BakedUse, ...] = ()
+    gains: tuple[Gain, ...] = ()
 
     @property
     def dispatches(self) -> int:
@@ -197,6 +200,7 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
         engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),
         host_flops=sum(use.flops for use in host),
         baked=session.baked(),
+        gains=tuple(gain for plan in session.plans for gain in gains(plan, session.device.chip.name)),
     )
 
 

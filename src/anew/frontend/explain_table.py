@@ -29,7 +29,9 @@ def table(found: Explanation) -> str:
     left = found.host[SHOWN:]
     if left:
         console.print(f"and {len(left)} rows more, {sum(use.calls for use in left)} operations, in .host", markup=False)
-    console.print("Counted on the null device, for a training step; nothing here is a time.", markup=False)
+    for gain in found.gains:
+        console.print(str(gain), markup=False, soft_wrap=True)
+    console.print("Counted on the null device, for a training step; nothing here was measured.", markup=False)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

@@ -138,9 +138,10 @@ class Plan:
     scales: ScalePlan
     flops: int
     operations: dict[str, int] = field(default_factory=dict)  # count by MIL operation
+    spared: dict[str, int] = field(default_factory=dict)  # passes over elements that it does without, by the reason
 
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that are the same for equal programs with equal bindings, whatever their names."""
-        bindings = replace(self, name="", weights=b"", operations={})
+        bindings = replace(self, name="", weights=b"", operations={}, spared={})
         return hashlib.sha256(repr(bindings).encode() + self.weights).hexdigest()[:16]
