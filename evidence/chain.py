@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ BASE = "e08f21f"
 #: the estimate's optimizer of the estimate's session.
 RUNS = ("compiler", "frontend", "device", "plan", "optim", "train")
 PRICES = ("projection", "estimate", "frontend/model.py")
+#: What a subject may begin with that says nothing of the change.
+PREFIX = re.compile(r"^\w+ slice \d+: ")
 CHIP, BATCHES = "m4", (1, 8)
 
 
@@ -43,7 +46,7 @@ def changes() -> list[tuple[str, str, str]]:
     for line in lines.splitlines():
         commits, _, subject = line.partition("\t")
         commit, parent = commits.split()
-        found.append((commit, parent, subject))
+        found.append((commit, parent, PREFIX.sub("", subject)))
     return found
 
 
