@@ -13,6 +13,7 @@ MEASUREMENTS = (
     "projection",
     "replay",
     "estimate",
+    "chain",
     "functions",
     "gradients",
     "architectures",

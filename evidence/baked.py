@@ -19,6 +19,7 @@ from torch import nn
 import anew
 from anew.chips import load_chip
 from anew.compiler.bake import as_quantized
+from anew.estimate.host import times
 from anew.finetune.adapt import adapt
 from anew.finetune.loop import Finetuning, evaluate
 from anew.frontend.explain import Explanation, explain
@@ -27,7 +28,8 @@ from anew.frontend.segment import magnitude
 from anew.generation.prompt import Prompt, encode
 from anew.generation.stream import Sampling, answer
 from anew.models import load
-from anew.projection import Work, read_rates
+from anew.projection import Work, from_memory, read_rates
+from anew.projection.machine import read_machine
 from anew.train.device import place
 from anew.train.display import PlainDisplay
 from anew.train.memory import peak_memory
@@ -80,14 +82,15 @@ def _step(step: Explanation) -> dict[str, Any]:
     """Bytes that a training step moves and streams, and its projected time in milliseconds."""
     work = _work(step)
     rates = read_rates("m4")
-    low, high = rates.interval(work)
+    parts = times(work, rates, read_machine("m4"))
+    total = sum(parts.values())
     return {
         "dispatches": step.dispatches,
         "megabytes_moved": step.bytes_moved / 1e6,
-        "projected_ms": 1e3 * rates.time(work),
-        "projected_ms_low": 1e3 * low,
-        "projected_ms_high": 1e3 * high,
-        "projected_parts_ms": {name: 1e3 * seconds for name, seconds in rates.parts(work).items() if seconds},
+        "projected_ms": 1e3 * total,
+        "projected_ms_low": 1e3 * total * rates.error[0],
+        "projected_ms_high": 1e3 * total * rates.error[1],
+        "projected_parts_ms": {name: 1e3 * seconds for name, seconds in parts.items() if seconds},
     }
 
 
@@ -107,8 +110,7 @@ def _work(step: Explanation) -> Work:
             read=copied / FP16_BYTES,
             write=p.bytes_out / FP16_BYTES,
             matmul=p.flops,
-            weight_bytes=p.weight_bytes + constants,
-        )
+        ) + from_memory(p.weight_bytes + constants)
         total += once * p.dispatches
     return total
 

@@ -7,7 +7,10 @@ from typing import Any
 from transformers import AutoConfig
 
 from anew.estimate.capture import Setting
+from anew.estimate.host import ADAMW, host_bandwidth
 from anew.estimate.step import estimate
+from anew.projection import Work, chip_names, from_memory, read_rates
+from anew.projection.machine import read_machine
 from anew.train.presets import PRESETS
 from evidence import record, replay
 
@@ -39,8 +42,37 @@ def steps() -> dict[str, tuple[str, Setting]]:
 def main() -> None:
     """Project every step, write the record and the table of docs/estimate.md."""
     found = {key: estimate(setting, chip).as_dict() for key, (chip, setting) in steps().items()}
-    record.write("estimate", {"steps": found, "over_replayed": over_replayed(found["stories110m_batch_1"])})
+    optimizer = optimizer_on_engine()
+    batches = found["stories110m_batch_1"], found["stories110m_batch_8"]
+    record.write(
+        "estimate",
+        {
+            "steps": found,
+            "over_replayed": over_replayed(batches[0]),
+            "batch_8_over_1": batches[1]["tokens_per_second"] / batches[0]["tokens_per_second"],
+            "optimizer_on_engine": optimizer,
+        },
+    )
+    record.write_table("estimate.md", "optimizer", [_optimizer_row(chip, ns) for chip, ns in optimizer.items()])
     record.write_table("estimate.md", "steps", [_row(key, figures) for key, figures in found.items()])
+
+
+#: Passes of AdamW on the engine over each number of a parameter in two fp16 terms: three for the first moment, four for
+#: the second, its root, the step's quotient and two factors, and four to add a step to two terms without losing its low
+#: part. Decay and corrections are in the factors.
+ENGINE_PASSES = 15
+#: Bytes that the engine streams for it: two terms, two moments and the gradient in, all but the gradient out; fp16.
+ENGINE_BYTES = 18
+
+
+def optimizer_on_engine() -> dict[str, dict[str, float]]:
+    """Nanoseconds of AdamW's step for a parameter by chip: by the host, and by the engine in two-term fp16."""
+    found = {}
+    for chip in chip_names():
+        rates, host = read_rates(chip), 1e9 * ADAMW / host_bandwidth(read_machine(chip))
+        engine = 1e9 * rates.time(Work(elementwise=ENGINE_PASSES) + from_memory(ENGINE_BYTES))
+        found[chip.replace("-", "_")] = {"host_ns": host, "engine_ns": engine, "engine_over_host": engine / host}
+    return found
 
 
 def over_replayed(step: dict[str, Any]) -> dict[str, float]:
@@ -50,6 +82,12 @@ def over_replayed(step: dict[str, Any]) -> dict[str, float]:
         s.key: replay.project(s)["projected_ms"] for s in replay.SCHEDULES if s.key in ("static_m4", "dynamic_m4")
     }
     return {key: step["ms"] / (ms + optimizer) for key, ms in replayed.items()}
+
+
+def _optimizer_row(chip: str, figures: dict[str, float]) -> list[str]:
+    place = f"optimizer_on_engine.{chip}"
+    quoted = (f'[{value:.2f}](evidence/estimate.json "{place}.{key}")' for key, value in figures.items())
+    return [chip.replace("_", "-"), *quoted]
 
 
 def _row(key: str, figures: dict[str, Any]) -> list[str]:

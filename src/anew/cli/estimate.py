@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anew.errors import UserError
+from anew.projection import chip_names, scaled_names
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -22,7 +23,12 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     model.add_argument(
         "--model", metavar="MODEL", help="a config.json, a folder with one, or a name on the hub; weights are not read"
     )
-    parser.add_argument("--chip", default="m4", metavar="NAME", help="m1, m1-max, m2-pro, m4 or m5 (default: m4)")
+    parser.add_argument(
+        "--chip",
+        default="m4",
+        metavar="NAME",
+        help=f"{', '.join(chip_names())}; scaled from these: {', '.join(scaled_names())} (default: m4)",
+    )
     parser.add_argument("--seq-len", type=int, default=256, metavar="N", help="tokens of a row (default: 256)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="rows of a step (default: 1)")
     parser.add_argument(

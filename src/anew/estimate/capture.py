@@ -7,6 +7,8 @@ shapes of the true vocabulary. So no more than two layers' weights are ever made
 from __future__ import annotations
 
 import copy
+import gc
+import importlib
 import math
 import warnings
 from collections.abc import Mapping
@@ -32,7 +34,7 @@ from anew.frontend.segment import WeightStore
 from anew.frontend.session import Session
 from anew.plan import Plan
 from anew.projection import Work
-from anew.projection.work import FP16_BYTES
+from anew.projection.work import FP16_BYTES, from_memory
 
 #: Vocabulary of the small models.
 VOCABULARY = 64
@@ -63,20 +65,24 @@ class Counted:
     """Amounts of one step, which add.
 
     Attributes:
-        work: of the engine and of the host's copies.
+        work: of the engine and of the host's copies. forward: the part of the layers' forward programs in it.
         parameters, trained: of the model, and those with a gradient.
         buffers: bytes leased for programs.
         touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
+        held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
+            there and writes the fp16 weight as well.
     """
 
     work: Work
+    forward: Work
     parameters: float
     trained: float
     buffers: float
     touched: float
     programs: float
     convolutions: float
+    held: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -87,7 +93,7 @@ class Counted:
         return Counted(*(a * times for a in self._amounts()))
 
     def _amounts(self) -> list[Any]:
-        return [self.work, self.parameters, self.trained, self.buffers, self.touched, self.programs, self.convolutions]
+        return list(vars(self).values())
 
 
 def count_step(setting: Setting, chip: str) -> Counted:
@@ -98,32 +104,50 @@ def count_step(setting: Setting, chip: str) -> Counted:
     layers = getattr(setting.config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
         raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
-    one, two = _small(setting, 1, chip), _small(setting, 2, chip)
+    session = _session(setting, chip)
+    one = _small(setting, 1, session)
+    gc.collect()  # the model that is gone hands back its buffers
+    two = _small(setting, 2, _session(setting, chip) if setting.base_bits else session)
     further = two + one * -1.0
     total = one + further * (layers - 1) + _head(setting, chip)
     return replace(total, programs=two.programs + LOSS_PROGRAMS)
 
 
-def _small(setting: Setting, layers: int, chip: str) -> Counted:
-    """The amounts of a model of few layers; head, embedding and their part of the loss left out."""
-    model = _build(setting, layers)
+def _session(setting: Setting, chip: str) -> Session:
     device = CountingDevice(load_chip(chip))
-    session = Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+    return Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+
+
+def _small(setting: Setting, layers: int, session: Session) -> Counted:
+    """The amounts of a model of few layers; head, embedding and their part of the loss left out.
+
+    Models in one session share the programs of their layers; constants in them are of one model, which needs its own.
+    """
+    model, device = _build(setting, layers), session.device
+    assert isinstance(device, CountingDevice)
     compile_in(model, session)
     ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlacementWarning)
+        optimizer = _optimizer(model)
         _step(model, ids)
-        device.reset()
+        if optimizer is not None:
+            _written(model, session)
+            optimizer.zero_grad()
+        model.zero_grad()
+        device.reset(filled=optimizer is not None)
         with recorder:
             _step(model, ids)
     verdict = verdict_of(model)
     if verdict is None or not verdict.used:
         reason = verdict.reason if verdict else "it has no loss of its own"
         raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
+    held = _held(model, session)
+    for buffer in held.values():
+        device.keep(buffer)
     loss = {plan.text for plan in session.plans if " loss " in plan.name}
-    kept = device.total(left_out=loss)
+    backward = {plan.text for plan in session.plans if "backward" in plan.name}
     head = model.get_output_embeddings().weight  # type: ignore[operator]
     tables = {id(head): head, id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}  # type: ignore[operator]
     plain = [p for p in model.parameters() if id(p) not in tables]
@@ -133,14 +157,42 @@ def _small(setting: Setting, layers: int, chip: str) -> Counted:
         if call.shape[:1] != (VOCABULARY,)
     )
     return Counted(
-        kept,
+        device.total(session.plans, left_out=loss),
+        device.total(session.plans, left_out=loss | backward),
         sum(p.numel() for p in plain),
         sum(p.numel() for p in plain if p.requires_grad),
         device.buffers.allocated_bytes,
         touched,
-        len(session.plans) - len(loss) + _baked_programs(session, setting.config.num_hidden_layers),
+        len({plan.text for plan in session.plans} - loss) + _baked_programs(session, setting.config.num_hidden_layers),
         float(device.convolutions),
+        sum(p.numel() for p in plain if id(p) in held),
     )
+
+
+def _optimizer(model: nn.Module) -> Any:
+    """What `anew train` steps a model with; None where programs are counted that know of no such optimizer."""
+    try:
+        adam = importlib.import_module("anew.optim.adam")
+    except ModuleNotFoundError:
+        return None
+    return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
+
+
+def _written(model: nn.Module, session: Session) -> None:
+    """Let the weights' buffers be as the optimizer's pass leaves them, which takes longer to compile than one step."""
+    mark = importlib.import_module("anew.frontend.staleness").mark
+    for p in model.parameters():
+        entry = session.weights.rewritable(p)
+        if entry is not None and session.held.holds(p):
+            entry[0].mark = mark(p)
+
+
+def _held(model: nn.Module, session: Session) -> dict[int, torch.Tensor]:
+    """Take what is held, and return the buffers by the identity of their parameters."""
+    gradients = getattr(session, "held", None)
+    if gradients is None:
+        return {}
+    return {id(p): piece.buffer for p in model.parameters() for piece in gradients.take(p)}
 
 
 def _baked_programs(session: Session, layers: int) -> int:
@@ -178,8 +230,7 @@ def _build(setting: Setting, layers: int) -> nn.Module:
 
 
 def _step(model: nn.Module, ids: torch.Tensor) -> None:
-    loss = model(input_ids=ids, labels=ids).loss
-    torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    model(input_ids=ids, labels=ids).loss.backward()
 
 
 def _head(setting: Setting, chip: str) -> Counted:
@@ -201,7 +252,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     work = (once[0] + once[1]) * tiles + _kept(tiling, ports)
     buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
-    return Counted(work, tables, tables if trained else 0, buffers, 0, 0, 0)
+    return Counted(work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
 
 
 def _kept(tiling: Tiling, ports: Mapping[str, tuple[int, ...]]) -> Work:
@@ -211,7 +262,7 @@ def _kept(tiling: Tiling, ports: Mapping[str, tuple[int, ...]]) -> Work:
     padded = tiling.padded != tiling.tokens  # rows that are made anew for each pass
     runs = chunks * len(tiling.tiles)
     elements = hidden * (2 * runs - chunks - padded) + others * (runs - chunks)
-    return Work(read=-elements, weight_bytes=FP16_BYTES * elements)
+    return Work(read=-elements)
 
 
 def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
@@ -220,4 +271,5 @@ def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
     inputs = sum(p.type.numel for p in program.inputs)
     outputs = sum(p.type.numel for p in program.outputs)
     there = 0 if fresh else sum(weights.values())
-    return program.work + Work(dispatches=1, read=inputs - there, write=outputs, weight_bytes=FP16_BYTES * there)
+    streams = from_memory(FP16_BYTES * float(inputs + outputs))
+    return program.work + streams + Work(dispatches=1, read=inputs - there, write=outputs)

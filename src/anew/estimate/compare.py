@@ -68,13 +68,16 @@ BOARDS = (
 def headline(found: Estimate) -> list[str]:
     """Where "80 times an A100" comes from, and what the same arithmetic gives on equal terms."""
     chain, board = CHAIN / CHAIN_WATTS, BOARDS[0]
+    part = found.tflops / found.machine.engine_peak_tflops
     return [
         f'"80 times as efficient as an A100" divides {CHAIN:g} TFLOPS / {CHAIN_WATTS:g} W = {chain:.1f} TFLOPS/W, one '
         f"chain of convolutions and the engine's rail alone (M4), by {PRESS_A100:g} TFLOPS/W taken for the A100.",
         f"Its data sheet gives {board.tflops:g} / {board.watts:g} W = {board.tflops_per_watt:.2f} TFLOPS/W, of the "
         f"whole board: {chain / board.tflops_per_watt:.1f} times, peak against peak, one rail against a board.",
         f"This projected step reaches {found.tflops_per_watt:.2f} TFLOPS/W over both rails, "
-        f"{found.tflops_per_watt / board.tflops_per_watt:.2f} times what the A100 has at its peak.",
+        f"{found.tflops_per_watt / board.tflops_per_watt:.2f} times what the A100 has at its peak. An A100 at "
+        f"the same part of its peak as this step, {part:.0%}, has {part * board.tflops_per_watt:.2f}: "
+        f"{found.tflops_per_watt / (part * board.tflops_per_watt):.1f} times.",
     ]
 
 

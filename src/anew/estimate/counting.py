@@ -1,13 +1,14 @@
 """A device that computes nothing and counts: what programs compute, the host copies and the engine streams.
 
-A buffer is copied by the host once, before the first run that reads it since it was leased, unless a run wrote it. A
-result that no later run of the step reads is one that the host reads.
+A buffer is copied by the host once, before the first run that reads it since it was leased, unless a run wrote it. Of a
+run's results the host reads those that its plan does not save for the backward pass. Whoever else touches a buffer, the
+engine streams every operand of a run from memory and every result to it.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -15,15 +16,19 @@ from torch import Tensor
 
 from anew.device.base import LoadedProgram, Operation, Port
 from anew.device.buffers import BufferPool
-from anew.device.copies import Copies, Copy
 from anew.device.null import NullDevice
 from anew.mil import Function, Weights, parse_program
+from anew.plan import MAXIMA, Plan
 from anew.projection import Work
 from anew.projection.count import has_operation, work_of
-from anew.projection.work import FP16_BYTES
+from anew.projection.work import FP16_BYTES, from_memory
 
 #: A lease: where its memory lies and which of the leases there it is.
 Lease = tuple[int, int]
+#: Names of a program's ports: plans and programs that hold constants agree in them, and no two plans of a model do.
+Names = tuple[str, ...]
+#: A result: text and names of its program, its own name.
+Result = tuple[str, Names, str]
 
 
 class NumberedPool(BufferPool):
@@ -44,19 +49,6 @@ class NumberedPool(BufferPool):
         return buffer.data_ptr(), self.numbers[buffer.data_ptr()]
 
 
-class CountedCopies(Copies):
-    """Copies of results were read by the host, though a later run takes them from their buffers, too."""
-
-    def __init__(self, device: CountingDevice) -> None:
-        super().__init__()
-        self.device = device
-
-    def keep(self, x: Tensor, copy: Copy) -> None:
-        """Remember a copy, as :meth:`Copies.keep` does."""
-        super().keep(x, copy)
-        self.device.note_read(copy.buffer)
-
-
 class CountingDevice(NullDevice):
     """The null device, which keeps account of the work of each run.
 
@@ -67,22 +59,29 @@ class CountingDevice(NullDevice):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.buffers: NumberedPool = NumberedPool(self.buffers.row_bytes)
-        self.copies = CountedCopies(self)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the runs so far."""
+    def reset(self, *, filled: bool = False) -> None:
+        """Forget the runs so far; with ``filled``, what they left in buffers is still there."""
         self.work: defaultdict[str, Work] = defaultdict(Work)
         self.convolutions = False
-        self.filled: set[Lease] = set()
-        self.written: dict[Lease, tuple[str, int]] = {}
+        self.filled: set[Lease] = self.filled if filled else set()
+        self.results: Counter[Result] = Counter()
+        self.writers: dict[Lease, Result] = {}
 
-    def total(self, left_out: Collection[str] = ()) -> Work:
-        """The work since the last reset, without that of some texts; what nothing read by now the host copies back."""
-        found = dict(self.work)
-        for text, elements in self.written.values():
-            found[text] += Work(write=elements)
-        return sum((work for text, work in found.items() if text not in left_out), Work())
+    def keep(self, buffer: Tensor) -> None:
+        """Note that the host does not copy what a run wrote there."""
+        writer = self.writers.pop(self.buffers.number(buffer), None)
+        if writer is not None:
+            self.results[writer] -= buffer.numel()
+
+    def total(self, plans: Iterable[Plan], left_out: Collection[str] = ()) -> Work:
+        """The work since the last reset of programs of these plans, without that of some texts."""
+        saved = {(_names(plan), port.name) for plan in plans for port in plan.outputs if port.saved}
+        read = sum(
+            n for (text, names, name), n in self.results.items() if text not in left_out and (names, name) not in saved
+        )
+        return sum((work for text, work in self.work.items() if text not in left_out), Work(write=read))
 
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
         return CountingProgram(self, text, parse_program(text, weights).function(function))
@@ -100,21 +99,14 @@ class CountingDevice(NullDevice):
             if lease not in self.filled:
                 self.filled.add(lease)
                 work += Work(read=elements)
-            else:
-                work += Work(weight_bytes=FP16_BYTES * elements)
-            if self.written.pop(lease, None):
-                work += Work(weight_bytes=FP16_BYTES * elements)  # which an earlier run wrote to memory
+            work += from_memory(FP16_BYTES * elements)
         self.work[program.text] += work
         for port in program.outputs:
             lease = self.buffers.number(bindings[port.name])
             self.filled.add(lease)
-            self.written[lease] = program.text, port.type.numel
-
-    def note_read(self, buffer: Tensor) -> None:
-        """Count that the host read a buffer, if a run wrote it."""
-        text, elements = self.written.pop(self.buffers.number(buffer), ("", 0))
-        if elements:
-            self.work[text] += Work(write=elements)
+            self.writers[lease] = program.text, program.names, port.name
+            self.results[self.writers[lease]] += port.type.numel
+            self.work[program.text] += from_memory(FP16_BYTES * port.type.numel)
 
 
 class CountingProgram(LoadedProgram):
@@ -126,6 +118,7 @@ class CountingProgram(LoadedProgram):
         )
         self.counting = device
         self.text = text
+        self.names = tuple(sorted(v.name for v in entry.outputs if v.name != MAXIMA))
         self.work = work_of(entry)
         self.convolution = has_operation(entry, "conv")
 
@@ -140,3 +133,7 @@ class _CountingOperation(Operation):
         for port in program.outputs:
             self.bindings[port.name].zero_()
         program.counting.note(program, self.bindings)
+
+
+def _names(plan: Plan) -> Names:
+    return tuple(sorted(port.name for port in plan.outputs))

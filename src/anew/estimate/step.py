@@ -1,6 +1,8 @@
 """The projected cost of a training step on a chip: time by where it is spent, rates, power, memory, bounds.
 
-Nothing overlaps: the rates were measured with one program at a time, each awaited, and host and engine take turns.
+The engine's rates are those of the chip. Those of the host's copies are not: they are another project's host code, and
+anew's is priced as what its authors measured of conversions as anew makes them, scaled between chips by how fast their
+CPUs copy.
 """
 
 from __future__ import annotations
@@ -11,24 +13,29 @@ from typing import Any
 
 from anew.chips import load_chip
 from anew.estimate.capture import Counted, Setting, count_step
-from anew.projection import Rates, Work, read_rates
+from anew.estimate.host import ADAMW, CONVERSION_BYTES, host_bandwidth, host_bytes, tables, times
+from anew.estimate.overlap import Beside
+from anew.projection import Rates, Scaled, Work, from_memory, read_rates
 from anew.projection.machine import Machine, read_machine
-from anew.projection.rates import COPIES
+from anew.projection.rates import COPIES, STREAMING
+from anew.projection.work import FP16_BYTES
 
-#: Bytes of a trained parameter that AdamW in fp32 moves: weight, gradient and two moments read, all but the gradient
-#: written; and that clipping moves: the gradient read for its norm, then read and written to be scaled.
-ADAMW, CLIPPING = 28, 12
-#: Bytes of an element of a trained embedding: its dense gradient is zeroed; tied to the head's, it is added to that.
-EMBEDDING, TIED = 4, 12
-#: Bytes of an element of a trained head: its gradient is zeroed, and each tile's product is read and added to it.
-HEAD = 16
+#: How often a step's products need each weight: forward, and backward.
+FETCHES = 2
+#: Seconds that a program takes to compile, least and most published. M1: 7.1 to 8.5 s for 60 kernels; M4: 345 ms for 9
+#: without weights (maderix/ANE commit cb474e1) to 7.6 s for 60; M5: 0.042 s, the median of ane_cost_model.json, to 3.7
+#: for 60. M2 and M3: nothing was published; as the M1.
+COMPILE = {"m1": (0.118, 0.142), "m2": (0.118, 0.142), "m3": (0.118, 0.142), "m4": (0.038, 0.127), "m5": (0.042, 0.062)}
 #: Bytes of a trained and of a frozen parameter on the host: fp32 weight; gradient and two moments besides.
 TRAINED, FROZEN = 16, 4
 FORMULA = "2 x the multiply-accumulates of the step's matmuls and convolutions, what is computed twice counted twice"
+#: Of chips whose limits nobody published, the one whose limits hold.
+LIMITS_OF = {"m6": "m5"}
 #: What the rates were not measured on.
 RUN_TIME_WEIGHTS = "matmuls whose weights arrive at run time (priced as those with constant weights)"
 KERNELS = "1x1 convolutions at the shapes of language models (priced as matmuls)"
-FUSED = "arithmetic inside fused programs (priced as activations in programs of their own)"
+FUSED = "passes over elements inside programs of hundreds of operations (measured in programs of up to 75)"
+BESIDE = "the host's work beside the engine (no row measures both at once; their bytes share the stated bandwidth)"
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,13 @@ class Estimate:
         chip, setting: what was asked. counted: the amounts.
         seconds: of a step; low, high: between which four of five measurements of programs are expected, host work taken
             as it is.
-        split: ``engine``, ``copies``, ``host`` and ``wait`` (the floor of each dispatch). parts: finer.
-        bound: ``run-time weights`` (matmuls at their rate), ``optimizer`` (its traffic) and ``dispatch``: what this
-            plan cannot do without as long as nothing overlaps. extrapolated: what no measurement stands behind.
+        split: ``engine``, ``copies``, ``host`` and ``wait`` (the floor of each dispatch), one after the other; parts:
+            finer. beside: the optimizer and the forward that follows it, of which a part overlaps.
+        bound: ``run-time weights`` (matmuls at their rate, each weight fetched once forward and once backward),
+            ``optimizer`` (its traffic) and ``dispatch``, one after the other: what this plan cannot do without.
+        bound_beside: the same with the optimizer beside the next forward.
+        compile: seconds of compiling the programs once, between which others' lie.
+        extrapolated: what no measurement stands behind. scaled: how the rates follow from another chip's, if they do.
     """
 
     chip: str
@@ -52,9 +63,13 @@ class Estimate:
     high: float
     split: dict[str, float]
     parts: dict[str, float]
+    beside: Beside
     bound: dict[str, float]
+    bound_beside: float
+    compile: tuple[float, float]
     machine: Machine
     extrapolated: tuple[str, ...]
+    scaled: Scaled | None
 
     @property
     def tokens_per_second(self) -> float:
@@ -128,8 +143,13 @@ class Estimate:
             "ms_high": 1e3 * self.high,
             "split_ms": {name: 1e3 * s for name, s in self.split.items()},
             "parts_ms": {name: 1e3 * s for name, s in self.parts.items()},
+            "streaming_ms": 1e3 * sum(self.parts[name] for name in STREAMING),
+            "overlap_ms": 1e3 * self.beside.saved,
             "bound_ms": {name: 1e3 * s for name, s in self.bound.items()},
             "over_bound": self.seconds / sum(self.bound.values()),
+            "bound_beside_ms": 1e3 * self.bound_beside,
+            "over_bound_beside": self.seconds / self.bound_beside,
+            "compile_s": list(self.compile),
             "formula": FORMULA,
             **{name: getattr(self, name) for name in derived},
             "tflops_per_watt": self.tflops_per_watt,
@@ -140,13 +160,14 @@ class Estimate:
             "programs": int(self.counted.programs),
             "dispatches": int(self.counted.work.dispatches),
             "extrapolated": list(self.extrapolated),
+            "scaled": dataclasses.asdict(self.scaled) if self.scaled else None,
             "machine": machine,
         }
 
 
 def engine_of(chip: str) -> str:
-    """The engine's generation, whose limits hold: that of ``m1-max`` is ``m1``."""
-    return load_chip(chip.partition("-")[0]).name
+    """The engine's generation, whose limits hold: that of ``m1-max`` is ``m1``; the newest known one for the M6."""
+    return load_chip(LIMITS_OF.get(chip, chip.partition("-")[0])).name
 
 
 def estimate(setting: Setting, chip: str) -> Estimate:
@@ -160,36 +181,71 @@ def estimate(setting: Setting, chip: str) -> Estimate:
 
 def project(setting: Setting, counted: Counted, chip: str, rates: Rates, machine: Machine) -> Estimate:
     """Put a price on the amounts of a step."""
-    parts = rates.parts(counted.work)
-    host = {f"host: {name}": b / machine.memory_gb_s / 1e9 for name, b in host_bytes(setting, counted).items()}
-    engine = [name for name in parts if name not in (*COPIES, "dispatches")]
-    low, high = rates.interval(counted.work)
+    parts = times(counted.work, rates, machine)
+    traffic = host_bytes(setting, counted)
+    host = {f"host: {name}": size / host_bandwidth(machine) for name, size in traffic.items()}
     split = {
-        "engine": sum(parts[name] for name in engine),
+        "engine": sum(s for name, s in parts.items() if name not in (*COPIES, "dispatches")),
         "copies": sum(parts[name] for name in COPIES),
         "host": sum(host.values()),
         "wait": parts["dispatches"],
     }
-    bound = {
-        "run-time weights": rates.time(Work(matmul=counted.work.matmul, spilled=counted.work.spilled)),
-        "optimizer": host["host: optimizer"],
-        "dispatch": parts["dispatches"],
-    }
-    extrapolated = (RUN_TIME_WEIGHTS, *([KERNELS] if counted.convolutions else []), FUSED)
-    unmeasured = tuple(f"{name} on {chip} (a guess)" for name in rates.extrapolated(counted.work))
-    times = (sum(split.values()), low + split["host"], high + split["host"])
-    return Estimate(chip, setting, counted, *times, split, parts | host, bound, machine, extrapolated + unmeasured)
+    beside = _beside(setting, counted, rates, machine)
+    bound, bound_beside = _bounds(setting, counted, rates, machine)
+    seconds = sum(split.values()) - beside.saved
+    spread = [(factor - 1) * (split["engine"] + split["wait"]) for factor in rates.error]
+    least, most = COMPILE[engine_of(chip)]
+    return Estimate(
+        chip=chip,
+        setting=setting,
+        counted=counted,
+        seconds=seconds,
+        low=seconds + spread[0],
+        high=seconds + spread[1],
+        split=split,
+        parts=parts | host,
+        beside=beside,
+        bound=bound,
+        bound_beside=bound_beside,
+        compile=(least * counted.programs, most * counted.programs),
+        machine=machine,
+        extrapolated=_extrapolated(counted, rates, beside),
+        scaled=rates.scaled,
+    )
 
 
-def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
-    """Bytes that the host reads and writes in a step between the programs, by what for."""
+def _extrapolated(counted: Counted, rates: Rates, beside: Beside) -> tuple[str, ...]:
+    guessed = (
+        f"{name} on {rates.chip} (as on the chip with the same engine)" for name in rates.extrapolated(counted.work)
+    )
+    kernels = (KERNELS,) if counted.convolutions else ()
+    return RUN_TIME_WEIGHTS, *kernels, FUSED, *((BESIDE,) if beside.saved else ()), *guessed
+
+
+def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> Beside:
+    """The optimizer of the layers and the forward pass that follows it, layer by layer where gradients are held.
+
+    Embedding and head are not among them: a step begins with the one and cannot wait.
+    """
     config = setting.config
-    table = float(config.vocab_size * config.hidden_size)
-    tied = bool(config.tie_word_embeddings)
-    tables = 0.0 if setting.lora else table * (EMBEDDING + HEAD + (TIED if tied else 0))
-    return {
-        "optimizer": ADAMW * counted.trained,
-        "clipping": CLIPPING * counted.trained,
-        "embedding and head": tables,
-        "other": counted.touched,
+    layers = counted.trained - (0 if setting.lora else tables(config))
+    traffic = ADAMW * layers
+    forward = sum(times(counted.forward, rates, machine).values())
+    moved = counted.forward.weight_bytes + CONVERSION_BYTES * (counted.forward.read + counted.forward.write)
+    links = config.num_hidden_layers if counted.held else 1
+    return Beside(links, traffic / host_bandwidth(machine), forward, traffic + moved, machine.memory_gb_s * 1e9)
+
+
+def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> tuple[dict[str, float], float]:
+    """The bound by what it is made of, all of it one after the other, and with the optimizer beside the forward."""
+    work, memory = counted.work, machine.memory_gb_s * 1e9
+    fetched = FETCHES * FP16_BYTES * counted.parameters
+    bound = {
+        "run-time weights": rates.time(Work(matmul=work.matmul, spilled=work.spilled) + from_memory(fetched)),
+        "optimizer": ADAMW * counted.trained / memory,
+        "dispatch": rates.time(Work(dispatches=work.dispatches)),
     }
+    third = bound["run-time weights"] / 3  # of a step's products a third is forward
+    size = ADAMW * counted.trained + fetched / FETCHES
+    beside = Beside(setting.config.num_hidden_layers, bound["optimizer"], third, size, memory)
+    return bound, sum(bound.values()) - beside.saved

@@ -20,9 +20,15 @@ def show(found: Estimate, name: str, console: Console) -> None:
         table.add_row(label, value)
     console.print(table)
     console.print(f"TFLOPS: {FORMULA}, over the whole step.")
+    if (scaled := found.scaled) is not None:
+        console.print(
+            f"scaled: nobody measured this chip's programs; its rates are those of {scaled.like}, "
+            f"times of the engine x {scaled.engine:g} ({scaled.engine_source}), of streaming x {scaled.stream:g} "
+            f"({scaled.stream_source}), of the host x {scaled.copies:g} ({scaled.copies_source})"
+        )
     console.print(
-        "The interval holds four of five measured programs; host work enters it at the stated bandwidth of the memory, "
-        "and whatever is extrapolated may be off by more:"
+        "The interval holds four of five measured programs; copies and host work enter it as they are, and whatever is "
+        "extrapolated may be off by more:"
     )
     for what in found.extrapolated:
         console.print(f"  extrapolated: {what}")
@@ -36,6 +42,7 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
     return [
         ("time of a step", f"{1e3 * found.seconds:.1f} ms ({1e3 * found.low:.1f} to {1e3 * found.high:.1f})"),
         *((f"  {name}", f"{1e3 * s:.1f} ms, {s / found.seconds:.0%}") for name, s in found.split.items()),
+        *([("  of it beside each other", f"{1e3 * found.beside.saved:.1f} ms")] if found.beside.saved else []),
         ("most of it", ", ".join(f"{name.removeprefix('host: ')} {1e3 * s:.1f}" for s, name in small[:5])),
         ("tokens/s", f"{found.tokens_per_second:.0f}"),
         ("TFLOPS", f"{found.tflops:.2f}"),
@@ -49,6 +56,11 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
         ("programs, dispatches", f"{found.counted.programs:.0f}, {found.counted.work.dispatches:.0f}"),
         ("bound", " + ".join(f"{name} {1e3 * s:.1f}" for name, s in found.bound.items()) + f" = {1e3 * bound:.1f} ms"),
         ("  most of it, and the step over it", f"{holds}; {found.seconds / bound:.2f} times"),
+        (
+            "  with the optimizer beside the forward",
+            f"{1e3 * found.bound_beside:.1f} ms; {found.seconds / found.bound_beside:.2f} times",
+        ),
+        ("compiling, once", f"{found.compile[0]:.1f} to {found.compile[1]:.1f} s"),
         ("host's memory", f"{machine.memory_gb_s:g} GB/s ({machine.memory_source})"),
     ]
 

@@ -21,6 +21,8 @@ from anew.frontend.session import Session, Statistics, session_for
 
 #: The options each model was compiled with, and the statistics of their session at that time.
 _compiled: weakref.WeakKeyDictionary[nn.Module, tuple[Options, Statistics]] = weakref.WeakKeyDictionary()
+#: What models were compiled in.
+_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
 def compile(
@@ -99,6 +101,7 @@ def compile_in(model: nn.Module, session: Session) -> nn.Module:
     compile_layers(session, layers)
     if session.options.loss == "auto":
         attach(model, session)
+    _sessions[model] = session
     return model
 
 
@@ -109,8 +112,9 @@ def options_of(model: nn.Module) -> Options | None:
 
 
 def session_of(model: nn.Module) -> Session:
-    """The session of a model, or what it wraps, that was compiled with :func:`compile`; UserError for any other."""
-    return session_for(_known(model)[0])
+    """The session that a model, or what it wraps, was compiled in; UserError for one that was not compiled."""
+    found = next((_sessions[module] for module in model.modules() if module in _sessions), None)
+    return found or session_for(_known(model)[0])
 
 
 def statistics(model: nn.Module) -> Statistics:

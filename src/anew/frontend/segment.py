@@ -356,8 +356,7 @@ class Segment:
                 largest, squares = measure(buffer)
                 found[port.name] = Piece(buffer, exponent, squares * 4.0**exponent)
             else:
-                x, largest = load(buffer, exponent)
-                found[port.name] = x
+                found[port.name], largest = x, _ = load(buffer, exponent)
                 if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
                     self.device.copies.keep(x, Copy(buffer, -exponent, largest))
             if port.maximum_row is not None:

@@ -1,7 +1,8 @@
 """The work of a program on the engine, counted from the operations of its MIL function.
 
-Priced are matrix products, convolutions, softmax, norms, and one pass an element for every activation, arithmetic
-operation, reduction (over what it reduces) and transpose. Reshapes, slices and concatenations count nothing.
+Counted are matrix products, convolutions, softmax, norms, and one pass an element for every activation, arithmetic
+operation, reduction (over what it reduces) and transpose. Reshapes, slices and concatenations count nothing. Constants
+come from memory: a model's programs take turns, and together they hold more than stays on the engine.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 
 from anew.mil import Function, Op, Value
-from anew.projection.work import FP16_BYTES, ON_ENGINE_BYTES, Work
+from anew.projection.work import FP16_BYTES, ON_ENGINE_BYTES, Work, from_memory
 
 _NORMS = {"layer_norm", "instance_norm", "batch_norm", "l2_norm", "rms_norm"}
 _FREE = {"reshape", "expand_dims", "squeeze", "slice_by_size", "slice_by_index", "concat", "split", "cast", "identity"}
@@ -18,7 +19,7 @@ _FREE = {"reshape", "expand_dims", "squeeze", "slice_by_size", "slice_by_index",
 def work_of(function: Function) -> Work:
     """Return what one run of a function makes the engine do; neither copies of the host nor the dispatch itself."""
     constants = {v for op in function.ops if not op.constant for v in op.tensors() if v.constant}
-    total = Work(weight_bytes=float(sum(_bytes(v) for v in constants)))
+    total = from_memory(float(sum(_bytes(v) for v in constants)))
     for op in function.ops:
         if not op.constant:
             total += _work(op)
@@ -40,7 +41,7 @@ def _work(op: Op) -> Work:
     tensors = [v.type.numel for v in op.tensors()]
     elements = float(max([*tensors, *(v.type.numel for v in op.outputs)]))
     if op.kind == "softmax":
-        return Work(softmax=elements)
+        return Work(attention=elements)
     return Work(norm=elements) if op.kind in _NORMS else Work(elementwise=elements)
 
 
