@@ -61,9 +61,7 @@ def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     return {
         "optimizer": ADAMW * counted.trained,
         "clipping": clipping(counted),
-        "embedding and head": 0.0
-        if setting.lora
-        else config.vocab_size * config.hidden_size * at_ends(config, counted),
+        "embedding and head": table * at_ends(config, counted),
         "other": counted.touched,
     }
 
