@@ -26,11 +26,20 @@ from evidence.record import ROOT
 BASE = "e08f21f"
 #: What runs in a step; and what counts and prices it, which is today's for every commit: the model's compilation tells
 #: the estimate's optimizer of the estimate's session.
-RUNS = ("compiler", "frontend", "device", "plan", "optim", "train")
+RUNS = ("compiler", "frontend", "device", "plan", "optim")
 PRICES = ("projection", "estimate", "frontend/model.py")
 #: What a subject may begin with that says nothing of the change.
 PREFIX = re.compile(r"^\w+ slice \d+: ")
-CHIP, BATCHES = "m4", (1, 8)
+#: Run over each commit's programs.
+CODE = """
+import json
+from transformers import AutoConfig
+from anew.estimate.capture import Setting
+from anew.estimate.step import estimate
+from anew.train.presets import PRESETS
+config = AutoConfig.for_model(**PRESETS["stories110m"].model)
+print(json.dumps({f"batch_{n}": 1e3 * estimate(Setting(config, 256, n), "m4").seconds for n in (1, 8)}))
+"""
 
 
 def git(*words: str) -> str:
@@ -50,8 +59,8 @@ def changes() -> list[tuple[str, str, str]]:
     return found
 
 
-def projected(commit: str, batch: int) -> dict[str, Any]:
-    """Return the estimate of a step of stories110m with the programs of a commit."""
+def projected(commit: str) -> dict[str, float]:
+    """Return the milliseconds of a step of stories110m with the programs of a commit, by batch."""
     archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=BytesIO(archive)) as tar:
@@ -59,16 +68,14 @@ def projected(commit: str, batch: int) -> dict[str, Any]:
         for name in PRICES:
             here, there = ROOT / "src" / "anew" / name, Path(folder) / "src" / "anew" / name
             shutil.copytree(here, there, dirs_exist_ok=True) if here.is_dir() else shutil.copy(here, there)
-        code = "import sys; from anew.cli.main import main; sys.exit(main(sys.argv[1:]))"
-        words = ["estimate", "--preset", "stories110m", "--chip", CHIP, "--batch-size", str(batch), "--json"]
         done = subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", CODE],
             env=os.environ | {"PYTHONPATH": str(Path(folder) / "src")},
             capture_output=True,
             text=True,
             check=True,
         )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -76,8 +83,7 @@ def main() -> None:
     """Project every change, write the record and the table of docs/estimate.md."""
     listed = changes()
     commits = {commit for change in listed for commit in change[:2]} | {git("rev-parse", "--short", "HEAD")}
-    steps = {c: {f"batch_{n}": projected(c, n) for n in BATCHES} for c in sorted(commits)}
-    ms = {c: {batch: step["ms"] for batch, step in found.items()} for c, found in steps.items()}
+    ms = {c: projected(c) for c in sorted(commits)}
     figures = {
         c: {"subject": subject} | {f"gain_{batch}_ms": ms[parent][batch] - ms[c][batch] for batch in ms[c]}
         for c, parent, subject in listed

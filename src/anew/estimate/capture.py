@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib
+import importlib.util
 import math
 import warnings
 from collections.abc import Mapping
@@ -72,6 +72,7 @@ class Counted:
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
         held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
             there and writes the fp16 weight as well.
+        by_rows: 1 if that optimizer takes an embedding's gradient by rows, else 0.
     """
 
     work: Work
@@ -83,6 +84,7 @@ class Counted:
     programs: float
     convolutions: float
     held: float = 0.0
+    by_rows: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -166,6 +168,7 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
         len({plan.text for plan in session.plans} - loss) + _baked_programs(session, setting.config.num_hidden_layers),
         float(device.convolutions),
         sum(p.numel() for p in plain if id(p) in held),
+        float(bool(held) and importlib.util.find_spec("anew.optim.embedding") is not None),
     )
 
 

@@ -20,6 +20,8 @@ NORM, NORM_FP32 = 2, 4
 EMBEDDING, TIED = 4, 12
 #: Bytes of an element of a trained head: its gradient is zeroed, and each tile's product is read and added to it.
 HEAD = 16
+#: Of a head's where the optimizer takes an embedding's gradient by rows: each tile's product is copied.
+HEAD_COPIED = 8
 #: Seconds that the host takes on an M4 to convert an element between fp32 and a buffer of the engine: the forward pass
 #: of maderix/ANE's static trainer (commit 4d67db1, "io 4.1 ms"), which converts 15 x 768 x 256 elements a layer in 12
 #: layers. The dearest of three published readings: parameter-golf's forward pass gives 0.102 ns on an M4 Pro, and the
@@ -55,15 +57,20 @@ def tables(config: Any) -> float:
 def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     """Bytes that the host reads and writes in a step between the programs, by what for."""
     config = setting.config
-    table = float(config.vocab_size * config.hidden_size)
-    tied = bool(config.tie_word_embeddings)
-    at_ends = 0.0 if setting.lora else table * (EMBEDDING + HEAD + (TIED if tied else 0))
+    table = 0.0 if setting.lora else float(config.vocab_size * config.hidden_size)
     return {
         "optimizer": ADAMW * counted.trained,
         "clipping": clipping(counted),
-        "embedding and head": at_ends,
+        "embedding and head": table * at_ends(config, counted),
         "other": counted.touched,
     }
+
+
+def at_ends(config: Any, counted: Counted) -> float:
+    """Bytes of an element of a table for the gradients of embedding and head."""
+    if counted.by_rows:
+        return HEAD_COPIED
+    return EMBEDDING + HEAD + (TIED if config.tie_word_embeddings else 0)
 
 
 def clipping(counted: Counted) -> float:

@@ -48,7 +48,7 @@ class Estimate:
             as it is.
         split: ``engine``, ``copies``, ``host`` and ``wait`` (the floor of each dispatch), one after the other; parts:
             finer. beside: the optimizer and the forward that follows it, of which a part overlaps.
-        bound: ``run-time weights`` (matmuls at their rate, each weight fetched once forward and once backward),
+        bound: ``products`` (at their rate), ``run-time weights`` (each fetched once forward and once backward),
             ``optimizer`` (its traffic) and ``dispatch``, one after the other: what this plan cannot do without.
         bound_beside: the same with the optimizer beside the next forward.
         compile: seconds of compiling the programs once, between which others' lie.
@@ -146,6 +146,7 @@ class Estimate:
             "streaming_ms": 1e3 * sum(self.parts[name] for name in STREAMING),
             "overlap_ms": 1e3 * self.beside.saved,
             "bound_ms": {name: 1e3 * s for name, s in self.bound.items()},
+            "over_bound_without_weights": self.seconds / (sum(self.bound.values()) - self.bound["run-time weights"]),
             "over_bound": self.seconds / sum(self.bound.values()),
             "bound_beside_ms": 1e3 * self.bound_beside,
             "over_bound_beside": self.seconds / self.bound_beside,
@@ -241,11 +242,12 @@ def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) 
     work, memory = counted.work, machine.memory_gb_s * 1e9
     fetched = FETCHES * FP16_BYTES * counted.parameters
     bound = {
-        "run-time weights": rates.time(Work(matmul=work.matmul, spilled=work.spilled) + from_memory(fetched)),
+        "products": rates.time(Work(matmul=work.matmul, spilled=work.spilled, convolution=work.convolution)),
+        "run-time weights": rates.time(from_memory(fetched)),
         "optimizer": ADAMW * counted.trained / memory,
         "dispatch": rates.time(Work(dispatches=work.dispatches)),
     }
-    third = bound["run-time weights"] / 3  # of a step's products a third is forward
+    forward = bound["products"] / 3 + bound["run-time weights"] / FETCHES  # of a step's products a third is forward
     size = ADAMW * counted.trained + fetched / FETCHES
-    beside = Beside(setting.config.num_hidden_layers, bound["optimizer"], third, size, memory)
+    beside = Beside(setting.config.num_hidden_layers, bound["optimizer"], forward, size, memory)
     return bound, sum(bound.values()) - beside.saved
