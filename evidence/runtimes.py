@@ -7,6 +7,7 @@ arrive whole; the overhead is measured on a fake that does nothing, beside a bar
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from anew.chips import load_chip
 from anew.device.base import Device
+from anew.device.e5rt.operation import BIND, ENCODE, EXECUTE, PREPARE, RESET
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.worker.client import WorkerDevice
 from anew.frontend.model import compile_in
@@ -33,6 +35,8 @@ from tests.runtime import espresso, faults, neural_engine, worker_devices
 from tests.runtime.espresso import FakeEspresso
 from tests.runtime.neural_engine import FakeNeuralEngine
 
+#: Leases from each to the next of two sets without a buffer in common; a set begins at any of them: more than are kept.
+COMBINATIONS = 150
 CHIP, STEPS, CALLS, ROUNDS = "m4", 20, 500, 9
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 PORTS = (3, 30)
@@ -64,21 +68,33 @@ class Bench:
 
     Attributes:
         make, make_idle: begin a use of each. subject: opens the route, and knows its errors.
-        bare: one call of the framework, given the device and an operation that ran.
+        bare: given an operation that ran, one call of the framework, and all calls that a run over other buffers
+            cannot do without, with nothing between them.
     """
 
     make: Callable[[], Any]
     make_idle: Callable[[], Any]
     subject: faults.Subject
-    bare: Callable[[Any, Any], Callable[[], Any]]
+    bare: Callable[[Any], tuple[Callable[[], Any], Callable[[], Any]]]
 
 
 def e5rt_bench(folder: Path) -> Bench:
     """The C functions of Espresso."""
     checked, unchecked = espresso.build(folder), espresso.build(folder, "UNCHECKED")
 
-    def bare(device: Any, operation: Any) -> Callable[[], Any]:
-        return partial(device.espresso.functions["execution_stream_execute_sync"], operation._instance.stream)
+    def bare(operation: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        instance, functions = operation._instance, operation.engine.espresso.functions
+        bind, reset, prepare, encode, execute = (functions[name] for name in (BIND, RESET, PREPARE, ENCODE, EXECUTE))
+        ports, handles = list(instance.ports.values()), [o.handle for o in instance.bound]
+
+        def calls() -> None:
+            reset(instance.stream)
+            prepare(instance.operation)
+            list(map(bind, ports, handles))
+            encode(instance.stream, instance.operation)
+            execute(instance.stream)
+
+        return partial(execute, instance.stream), calls
 
     chip = load_chip(CHIP)
     return Bench(partial(FakeEspresso, checked, chip), partial(FakeEspresso, unchecked, chip), faults.E5RT, bare)
@@ -93,9 +109,17 @@ def ane_bench(folder: Path) -> Bench:
         fake.log_calls()
         return fake
 
-    def bare(device: Any, operation: Any) -> Callable[[], Any]:
-        surface = next(iter(device.buffers.surfaces.values()))
-        return partial(surface.functions.base_address, surface.handle)
+    def bare(operation: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        request = next(iter(operation._requests.values()))
+        surfaces = request._surfaces
+        surface, functions = surfaces.surfaces[0], surfaces.functions
+
+        def calls() -> None:
+            list(itertools.starmap(functions.unlocks, surfaces._arguments))
+            request._evaluate(request._handle)
+            list(itertools.starmap(functions.locks, surfaces._arguments))
+
+        return partial(functions.base_address, surface.handle), calls
 
     idle = {"idle": 1, "coherent": 1}
     return Bench(make, lambda: FakeNeuralEngine(unchecked, load_chip(CHIP), switches=idle), faults.ANE, bare)
@@ -150,7 +174,11 @@ def microseconds(call: Callable[[], Any], times: int = 2000) -> float:
 
 
 def overhead(bench: Bench, ports: int) -> dict[str, float]:
-    """Microseconds of a program call on a library that does nothing: the same buffers again, or all of them others."""
+    """Microseconds of a program call on a library that does nothing.
+
+    The same buffers again; all of them others, as in training, which comes back to the same sets of buffers; all of
+    them in a combination that was not seen lately; and for comparison the framework's calls alone.
+    """
     fake = bench.make_idle()
     device, b = bench.subject.open(fake), Builder()
     inputs = [b.input(f"x{i}", (1, 16, 32)) for i in range(ports - 1)]
@@ -159,17 +187,29 @@ def overhead(bench: Bench, ports: int) -> dict[str, float]:
         total = b.op("add", x=total, y=x)
     program = device.compile(*print_program(b.program([total])))
     operation = program.operation()
-    sets = [{name: device.buffers.lease((1, 16, 32)) for name in program.ports} for _ in range(2)]
-    turn = [0]
+    names = list(program.ports)
+    leases = [device.buffers.lease((1, 16, 32)) for _ in range(2 * COMBINATIONS)]
+    combinations = [dict(zip(names, leases[i:] + leases[:i], strict=False)) for i in range(len(leases))]
 
-    def others() -> None:
-        turn[0] ^= 1
-        operation.bind(sets[turn[0]])
-        operation.execute()
+    def over(sets: list[dict[str, torch.Tensor]]) -> Callable[[], None]:
+        turn = itertools.cycle(sets)
 
+        def call() -> None:
+            operation.bind(next(turn))
+            operation.execute()
+
+        return call
+
+    others = over(combinations[::COMBINATIONS])
     others()
-    bare = bench.bare(device, operation)
-    calls = {"bare_call": bare, "same_buffers": operation.execute, "other_buffers": others}
+    bare, all_calls = bench.bare(operation)
+    calls = {
+        "bare_call": bare,
+        "calls_alone": all_calls,
+        "same_buffers": operation.execute,
+        "other_buffers": others,
+        "unseen_buffers": over(combinations),
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():

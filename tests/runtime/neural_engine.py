@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,35 @@ ON_EVALUATE = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_char_p),
     ctypes.POINTER(ctypes.c_void_p),
 )
+
+
+#: What a real runtime and Foundation take the place of.
+EMULATED = ("runtime.c", "foundation.c")
+
+
+def lack_of_gnustep() -> str:
+    """Why the fakes cannot be built over GCC's Objective-C runtime and GNUstep's Foundation; empty when they can."""
+    missing = [command for command in ("cc", "gnustep-config") if shutil.which(command) is None]
+    if missing:
+        return f"there is no `{missing[0]}` here: apt-get install gobjc libgnustep-base-dev"
+    found = subprocess.run(
+        ["cc", "-x", "objective-c", "-E", "-"], input="", capture_output=True, text=True, check=False
+    )
+    return "" if found.returncode == 0 else "the C compiler takes no Objective-C here: apt-get install gobjc"
+
+
+def build_over_gnustep(folder: Path) -> Path:
+    """Compile the classes of the engine and IOSurface over a real runtime and Foundation; returns the library."""
+    path, part = folder / "libfake_neural_engine_gnustep.so", folder / "gnustep.o"
+    flags = ["-std=gnu11", "-Wall", "-O1", "-fPIC"]
+    asked = ["gnustep-config", "--objc-flags"]
+    gnustep = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
+    source = Path(__file__).with_name("objc") / "gnustep.m"
+    subprocess.run(["cc", *gnustep, *flags, "-MF", folder / "gnustep.d", "-c", source, "-o", part], check=True)
+    ours = [source for source in SOURCES if source.name not in EMULATED]
+    libraries = ["-lgnustep-base", "-lobjc", "-lm"]
+    subprocess.run(["cc", *flags, "-DGNUSTEP", "-shared", "-o", path, part, *ours, *libraries], check=True)
+    return path
 
 
 def build(folder: Path, *defines: str) -> Path:

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from anew.chips import load_chip
+from anew.device.ane import operation as operation_module
+from anew.device.ane.engine import REQUEST
+from anew.device.ane.operation import KEPT
 from anew.device.base import DeviceError
 from anew.device.emulator.engine import EmulatedEngine
 from anew.device.framework import FrameworkError, FrameworkWarning
 from anew.device.routes import ROUTES
 from anew.device.staging import PREFIX, clean_up_once, owned_folder
-from anew.mil import Builder, print_program
+from anew.mil import Builder, Program, print_program
 
 SHAPE = (1, 4, 3, 5)
 SWITCHES = ("client_refuses", "text_order", "packed", "plain_names", "channels_first", "coherent")
@@ -162,12 +165,9 @@ def test_a_surface_that_is_too_short_is_named(engine):
     program = engine.compile(*difference((1, 4, 128, 64)))
     short, long = engine.buffers.lease((4,)), engine.buffers.lease((1, 4, 128, 64))
     surfaces = [engine.buffers.surfaces[buffer.data_ptr()] for buffer in (short, long)]
-    for surface in surfaces:
-        surface.unlock()
     with pytest.raises(FrameworkError, match=r"execute: .*evaluateWithModel.* code 8; .*0x1d.*a surface is smaller"):
-        program.run([surfaces[0], surfaces[1]], [surfaces[1], surfaces[1]])
-    for surface in surfaces:
-        surface.lock()
+        program.request([surfaces[0], surfaces[1], surfaces[1], surfaces[1]]).run()
+    assert short.fill_(1.0).sum() == 4  # the processor has its memory back
 
 
 def test_loaded_programs_are_kept_within_the_limit(make_classes, open_ane):
@@ -199,9 +199,82 @@ def test_the_120th_compile_through_the_wrapper_is_an_error_of_its_own(make_class
         engine.compile(*difference())
 
 
+def two_procedures():
+    """Functions with ports of equal names, so that an index of the other's shows."""
+    functions = {}
+    for name, kind in (("first", "sub"), ("second", "mul")):
+        b = Builder()
+        y, x = b.input("y", SHAPE), b.input("x", SHAPE)
+        functions[name] = b.function([b.op(kind, "z", x=x, y=y)], name)
+    return print_program(Program(functions))
+
+
+@pytest.mark.parametrize("switches", READINGS, ids=lambda s: "-".join(s) or "default")
+@pytest.mark.filterwarnings("ignore:.*go through _ANEInMemoryModel")
+def test_procedures_of_one_program_take_one_place(make_classes, open_ane, switches):
+    fake = make_classes(loaded_programs=1, **switches)
+    engine = open_ane(fake)
+    compiles = engine.statistics.compiles
+    programs = engine.compile_procedures(*two_procedures())
+    assert (engine.statistics.programs, engine.statistics.compiles - compiles) == (1, 1)
+    assert [p.procedure.inputs.indices for p in programs.values()] == [(0, 1), (2, 3)]
+    three, two = torch.full(SHAPE, 3.0), torch.full(SHAPE, 2.0)
+    operations = {name: program.operation() for name, program in programs.items()}
+    for name, wanted in (("first", 1.0), ("second", 6.0), ("first", 1.0)):
+        assert run(operations[name], x=three, y=two)["z"].unique().tolist() == [wanted]
+    programs["second"].release()
+    assert engine.statistics.programs == 0
+    with pytest.raises(DeviceError, match="the program has been released; compile it again"):
+        run(operations["first"], x=three, y=two)
+    run(engine.compile(*difference()).operation(), x=three, y=two)  # its place is free
+
+
+def test_indices_of_another_procedure_are_refused(engine):
+    first, second = engine.compile_procedures(*two_procedures()).values()
+    second._input_indices = first._input_indices
+    with pytest.raises(FrameworkError, match=r"execute: .*status=0x2.*a wrong symbol index"):
+        run(second.operation(), x=values(0), y=values(1))
+
+
+def test_more_procedures_than_the_chip_takes_are_refused(engine):
+    engine.chip = dataclasses.replace(engine.chip, procedures=1)
+    with pytest.raises(DeviceError, match="compile: a program of 2 functions; m4 takes 1 procedures"):
+        engine.compile_procedures(*two_procedures())
+
+
+def test_a_procedure_whose_ports_lie_otherwise_leaves_nothing_loaded(fake, engine, monkeypatch):
+    monkeypatch.setattr(engine.buffers, "row_bytes", 128)
+    with pytest.raises(DeviceError, match="buffers have 128"):
+        engine.compile_procedures(*two_procedures())
+    assert engine.statistics.programs == 0
+    assert "_ANEModel" not in fake.alive
+
+
+def test_a_request_is_made_once_for_a_set_of_buffers_and_kept_for_so_many(fake, program, monkeypatch):
+    monkeypatch.setattr(operation_module, "KEPT", 3)
+    operation, pool = program.operation(), program.device.buffers
+    sets = [{n: pool.lease(SHAPE).fill_(i) for n in ("x", "y", "low", "high")} for i in range(4)]
+    fake.log_calls()
+
+    def made(*order):
+        before = fake.calls.count(REQUEST)
+        for i in order:
+            sets[i]["x"].fill_(i + 1)
+            operation.bind(sets[i])
+            operation.execute()
+            assert sets[i]["low"].unique().tolist() == [1.0]  # x is larger than y by one
+        return fake.calls.count(REQUEST) - before
+
+    assert made(0, 1, 2, 0, 1, 2) == 3
+    assert made(3, 3, 1, 2) == 1
+    assert fake.alive["_ANERequest"] == 3
+    assert made(0) == 1
+
+
 def test_500_calls_do_not_grow(fake, program):
     operation = program.operation()
-    run(operation, x=values(0), y=values(1))
+    for seed in range(KEPT):  # an operation keeps a request for each set of buffers, up to so many
+        run(operation, x=values(seed), y=values(1))
     alive, allocated = fake.alive, program.device.buffers.allocated_bytes
     for seed in range(500):
         run(operation, x=values(seed), y=values(1))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anew.device.ane.engine import REQUEST
 from anew.frontend.options import Options
 from anew.frontend.session import Session
 from tests.runtime.test_training import STEPS, losses
@@ -23,6 +24,30 @@ def test_losses_equal_the_emulators_to_the_last_bit(make_classes, open_ane, fres
     assert wanted[-1] < wanted[0]
     assert session.device is engine
     assert engine.statistics.dispatches > 2 * STEPS
+
+
+def test_frozen_weights_of_all_layers_are_procedures_of_one_program(make_classes, open_ane, fresh, llama):
+    options = Options(device="emulator", chip="m4", strict=True, base_bits=16)
+    found, uses = [], []
+    for session in (Session(options), Session(options, open_ane(make_classes()))):
+        net = llama(layers=3)
+        for name, p in net.named_parameters():
+            p.requires_grad_("norm" in name)
+        found.append(losses(net, session, steps=3))
+        uses.append(sorted((use.layers, use.programs) for use in (bank.use() for bank in session.banks)))
+        torch._dynamo.reset()
+    assert found[0] == found[1]
+    assert uses[0] == uses[1]
+    assert (2, 1) in uses[1]  # the first layer is by itself: nothing before it trains
+
+
+def test_a_training_step_runs_over_the_buffers_of_the_one_before(make_classes, open_ane, fresh, llama):
+    fake = make_classes()
+    session = Session(Options(device="emulator", chip="m4", strict=True), open_ane(fake))
+    fake.log_calls()
+    made = []
+    losses(llama(layers=3), session, 5, lambda step: made.append(fake.calls.count(REQUEST)))
+    assert made[-1] == made[-2] > 0  # weights are written in place, activations lease the same memory
 
 
 def test_steps_do_not_grow(make_classes, open_ane, fresh, llama):

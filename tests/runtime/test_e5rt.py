@@ -73,12 +73,11 @@ def test_outputs_equal_the_emulators_under_every_reading(make_fake, open_engine,
         given = {"x": values(seed), "y": values(seed + 10)}
         if switches["binds_once"] and seed == 1:
             with pytest.warns(UserWarning, match="operations are made anew when their buffers change"):
-                held, found = hold_and_run(operation, **given)
+                _held, found = hold_and_run(operation, **given)
         else:
-            held, found = hold_and_run(operation, **given)
+            _held, found = hold_and_run(operation, **given)
         wanted = run(emulated, **given)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-        del held
     program.release()
 
 

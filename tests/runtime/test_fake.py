@@ -27,7 +27,7 @@ class Misuse:
         self.instance = self.program.make_instance()
         self.buffers = {name: self.engine.buffers.lease(SHAPE) for name in "xy"}
         known = self.engine.buffers.objects
-        self.objects = {name: known[buffer.data_ptr()] for name, buffer in self.buffers.items()}
+        self.objects = [known[self.buffers[name].data_ptr()] for name in self.program.ports]
 
     def code(self, name, *arguments):
         return self.espresso.functions[name](*arguments)
@@ -55,7 +55,7 @@ MISUSES = {
     "io_port_bind_buffer_object: the operation is encoded: its bindings cannot change": lambda m: (
         bind_all(m),
         m.instance.execute(),
-        m.code("io_port_bind_buffer_object", m.instance.ports["x"], m.objects["y"].handle),
+        m.code("io_port_bind_buffer_object", m.instance.ports["x"], m.objects[1].handle),
     ),
     "buffer_object_alloc: 100 bytes are no multiple of 64": lambda m: m.code(
         "buffer_object_alloc", ctypes.byref(ctypes.c_void_p()), 100, 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anew.device import foundation, objc
+from anew.device import foundation, objc, power
 from anew.device.ane.methods import CLIENT, COMMON, IN_MEMORY, QOS
 from anew.device.ane.models import MODEL
 from anew.device.ane.surfaces import Surface, SurfaceFunctions
@@ -18,7 +18,7 @@ from anew.device.objc import Runtime, parse_encoding
 from anew.device.staging import owned_folder, write_program
 from anew.mil import Builder, print_program
 
-METHODS = objc.MEMORY | foundation.METHODS | COMMON | CLIENT | IN_MEMORY
+METHODS = objc.MEMORY | foundation.METHODS | COMMON | CLIENT | IN_MEMORY | power.METHODS
 SIZES = {"v": 0, "B": 4, "I": 4, "q": 8, "Q": 8}  # on the stack of the encoding: at least an int
 
 
@@ -38,6 +38,8 @@ def test_bool_and_long_may_be_encoded_otherwise():
     assert parse_encoding("c36@0:8I16@20^@28") == parse_encoding("B36@0:8I16@20^@28") == parse_encoding("C@:I@^@")
     assert parse_encoding("L16@0:8") == parse_encoding("Q16@0:8")
     assert parse_encoding("@24@0:8^{__IOSurface=}16") == parse_encoding("@24@0:8^v16") == ("@", "@", ":", "^v")
+    assert parse_encoding("@32@0:8^rv16Q24") == parse_encoding("@32@0:8r^v16Q24") == ("@", "@", ":", "^v", "Q")
+    assert parse_encoding("@32@0:8^r@16Q24") == parse_encoding("@32@0:8r^@16Q24") == ("@", "@", ":", "^@", "Q")
     assert parse_encoding("B44@0:8@16@24I32^@36") != parse_encoding("B44@0:8@16@24q32^@36")
 
 

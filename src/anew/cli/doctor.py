@@ -134,7 +134,13 @@ def _print(console: Any, finding: Finding) -> None:
 
 
 def _advise(console: Any, device: Device, probed: bool, deviations: list[Finding]) -> None:
+    from anew.device.power import power
+
     console.print("[bold]What to do[/]")
+    if slow := str(power() or ""):
+        console.print(
+            f"  Before you measure anything: {slow}. Connect it, let it cool, see Battery in System Settings."
+        )
     if deviations and device.emulated:
         console.print("  The emulated engine is not itself: please open an issue with this output.")
     elif deviations:

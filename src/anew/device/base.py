@@ -10,16 +10,17 @@ from __future__ import annotations
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anew.chips import Chip
-from anew.device.buffers import BufferPool
+from anew.device.buffers import BufferPool, Layout
 from anew.device.copies import Copies
 from anew.errors import AnewError
 from anew.mil import TensorType, Weights, parse_program
@@ -56,6 +57,14 @@ class Port:
         return _BUFFER_TYPES[self.type.dtype]
 
 
+_leased_as = attrgetter("leased_as")
+
+
+def in_order(names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]:
+    """What picks the buffers of ports in this order out of bindings."""
+    return itemgetter(*names) if len(names) > 1 else lambda bindings: tuple(bindings[name] for name in names)
+
+
 _BUFFER_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -67,24 +76,33 @@ class Operation(ABC):
         self.bindings: dict[str, Tensor] = {}
 
     def bind(self, buffers: Mapping[str, Tensor]) -> None:
-        """Bind leased buffers to ports by name; raises DeviceError when a name or a shape does not fit."""
-        ports, pool = self.program.ports, self.program.device.buffers
-        for name, buffer in buffers.items():
-            port = ports.get(name)
-            if port is None:
-                raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(ports)}")
-            if buffer.shape != port.type.shape:
-                raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
-            if buffer.dtype != port.dtype:
-                raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer is {buffer.dtype}")
-            if not pool.holds(buffer):
-                raise DeviceError(
-                    "bind",
-                    f"port '{name}' is {port.type}: its rows start at multiples of {pool.row_bytes} bytes, "
-                    f"{pool.nbytes(port.type.shape, port.dtype)} bytes in all, and the buffer is laid out otherwise; "
-                    "lease it from the device",
-                )
-            self.bindings[name] = buffer
+        """Bind leased buffers to ports by name; raises DeviceError, binding none, when one does not fit."""
+        layouts = self.program.layouts
+        try:  # leases of the ports' own shapes, as at nearly every run
+            fits = list(map(layouts.get, buffers)) == list(map(_leased_as, buffers.values()))
+        except AttributeError:
+            fits = False
+        if not fits:
+            for name, buffer in buffers.items():
+                self._check(name, buffer)
+        self.bindings.update(buffers)
+
+    def _check(self, name: str, buffer: Tensor) -> None:
+        """Raise DeviceError when a buffer does not fit a port."""
+        port, pool = self.program.ports.get(name), self.program.device.buffers
+        if port is None:
+            raise DeviceError("bind", f"the program has no port '{name}'; it has {', '.join(self.program.ports)}")
+        if buffer.shape != port.type.shape:
+            raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer has {list(buffer.shape)}")
+        if buffer.dtype != port.dtype:
+            raise DeviceError("bind", f"port '{name}' is {port.type}, the buffer is {buffer.dtype}")
+        if not pool.holds(buffer):
+            raise DeviceError(
+                "bind",
+                f"port '{name}' is {port.type}: its rows start at multiples of {pool.row_bytes} bytes, "
+                f"{pool.nbytes(port.type.shape, port.dtype)} bytes in all, and the buffer is laid out otherwise; "
+                "lease it from the device",
+            )
 
     def execute(self) -> None:
         """Run once, synchronously; raises DeviceError when a port is unbound or the device fails."""
@@ -113,6 +131,11 @@ class LoadedProgram(ABC):
         self.inputs = inputs
         self.outputs = outputs
         self.ports = {port.name: port for port in (*inputs, *outputs)}
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """How the buffers of each port lie in memory."""
+        return {name: self.device.buffers.layout(port.type.shape, port.dtype) for name, port in self.ports.items()}
 
     @abstractmethod
     def operation(self) -> Operation:
@@ -152,7 +175,11 @@ class Device(ABC):
     def __post_init__(self) -> None:
         padded = self.chip.switches["row_pitch"].value == "padded"
         self.buffers = BufferPool(self.chip.row_bytes if padded else 1)
-        self.copies = Copies()
+
+    @cached_property
+    def copies(self) -> Copies:
+        """What was just read from its buffers, and may be taken from there again."""
+        return Copies()
 
     def compile(self, text: str, weights: Weights, function: str | None = None) -> LoadedProgram:
         """Compile one function of MIL text, with its weights: one file, or several by the path the text gives each.
@@ -183,6 +210,14 @@ class Device(ABC):
     def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
         (name,) = parse_program(text, weights).functions
         return {name: self._compile(text, weights, name)}
+
+    def check_procedures(self, functions: Collection[str]) -> None:
+        """Raise DeviceError when one program cannot have so many functions."""
+        if len(functions) > self.chip.procedures:
+            raise DeviceError(
+                "compile",
+                f"a program of {len(functions)} functions; {self.chip.name} takes {self.chip.procedures} procedures",
+            )
 
     def _check_budgets(self, weight_bytes: int) -> None:
         chip, spent = self.chip, self.statistics

@@ -3,7 +3,7 @@
 Each method is named as in a crash report, ``-[Class selector:]``, and carries the type encoding that anew calls it
 with. Before it is used, the encoding is compared with the one that the runtime has: private methods change between
 versions of macOS, and a wrong argument would crash the process. Written from the runtime's public interface and tested
-on an emulation of it in C (tests/runtime): no Mac was at hand.
+on an emulation of it in C and on GCC's with GNUstep's Foundation (tests/runtime): no Mac was at hand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _TYPES: dict[str, Any] = {
 }
 #: BOOL is B on Apple silicon, c on Intel Macs and C on GNUstep; long has 64 bits.
 _EQUAL = {"c": "B", "C": "B", "l": "q", "L": "Q"}
-_ENCODED = re.compile(r"[rnNoORVA]*(\^\{[^}]*\}|\^?[^\d])\d*")
+#: A type: whether it is a pointer, and what it is or points to; GCC writes const behind the pointer, clang before it.
+_ENCODED = re.compile(r"[rnNoORVA]*(\^?)[rnNoORVA]*(\{[^}]*\}|[^\d])\d*")
 _METHOD = re.compile(r"([+-])\[(\w+) ([\w:]+)\]")
 #: Of the runtime, so that errors have a domain.
 DOMAIN = "objc"
@@ -51,8 +52,10 @@ def parse_encoding(encoding: str) -> tuple[str, ...]:
 
     A pointer to anything but objects is ``^v``.
     """
-    codes = (_EQUAL.get(code, code) for code in _ENCODED.findall(encoding))
-    return tuple("^v" if code[0] == "^" and code != "^@" else code for code in codes)
+    return tuple(
+        ("^@" if code == "@" else "^v") if pointer else _EQUAL.get(code, code)
+        for pointer, code in _ENCODED.findall(encoding)
+    )
 
 
 class Runtime:
@@ -73,9 +76,7 @@ class Runtime:
         self._instance_method = self.function("class_getInstanceMethod", pointer, pointer, pointer)
         self._class_method = self.function("class_getClassMethod", pointer, pointer, pointer)
         self._encoding = self.function("method_getTypeEncoding", text, pointer)
-        send = ctypes.cast(self._symbol("objc_msgSend"), pointer).value or 0
-        # never variadic: Apple's arm64 passes variadic arguments elsewhere than fixed ones
-        self._messenger = functools.cache(lambda *types: ctypes.CFUNCTYPE(*(_TYPES[t] for t in types))(send))
+        self._messenger = functools.cache(self._new_messenger)
 
     def _symbol(self, name: str) -> Any:
         for library in self.libraries:
@@ -84,11 +85,33 @@ class Runtime:
                 return symbol
         raise FrameworkError("load", name, "dyld", -1, "symbol not found", "this macOS has moved or removed it")
 
+    def _new_messenger(self, *types: str) -> Callable[..., Any]:
+        """What sends a message of these types, given receiver, selector and arguments."""
+        # never variadic: Apple's arm64 passes variadic arguments elsewhere than fixed ones
+        prototype = ctypes.CFUNCTYPE(*(_TYPES[t] for t in types))
+        if any(hasattr(library, "objc_msgSend") for library in self.libraries):
+            return prototype(ctypes.cast(self._symbol("objc_msgSend"), ctypes.c_void_p).value or 0)
+        pointer, function = ctypes.c_void_p, functools.cache(prototype)  # GCC's runtime has no objc_msgSend
+        implementation = self.function("class_getMethodImplementation", pointer, pointer, pointer)
+        class_of = self.function("object_getClass", pointer, pointer)
+        return lambda receiver, selector, *arguments: (
+            function(implementation(class_of(receiver), selector))(receiver, selector, *arguments) if receiver else None
+        )
+
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function of the libraries."""
         symbol = self._symbol(name)
         symbol.restype, symbol.argtypes = result, arguments
         return symbol
+
+    def untyped(self, name: str) -> Callable[..., int]:
+        """A C function that gives an int. Arguments carry their types: objects of ctypes, None, ints of 32 bits.
+
+        A call takes two thirds of the time: nothing is converted.
+        """
+        self._symbol(name)
+        library = next(library for library in self.libraries if hasattr(library, name))
+        return library[name]
 
     def constant(self, name: str) -> int:
         """The address that a global variable holds."""
@@ -127,7 +150,24 @@ class Runtime:
         send = self._messenger(*types)
         if found[1] == "+":
             return functools.partial(send, owner, selector)
-        return lambda receiver, *arguments: send(receiver, selector, *arguments)
+        return Message(send, selector)
+
+
+class Message:
+    """A method of objects, to be called with the object first."""
+
+    __slots__ = ("_selector", "_send")
+
+    def __init__(self, send: Callable[..., Any], selector: int) -> None:
+        self._send, self._selector = send, selector
+
+    def __call__(self, receiver: int, *arguments: Any) -> Any:
+        """Send the message."""
+        return self._send(receiver, self._selector, *arguments)
+
+    def to(self, receiver: int, *first: Any) -> Callable[..., Any]:
+        """Bind the object and the first arguments, for calls that come often."""
+        return functools.partial(self._send, receiver, self._selector, *first)
 
 
 #: What :class:`Objects` needs of NSObject.

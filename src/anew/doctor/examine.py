@@ -12,6 +12,7 @@ from typing import Any
 from anew.device.base import Device
 from anew.doctor.arithmetic import arithmetic
 from anew.doctor.disputed import disputed
+from anew.doctor.energy import energy
 from anew.doctor.finding import Finding, Probe
 from anew.doctor.operations import operations
 from anew.doctor.ports import port_order, row_stride
@@ -22,7 +23,8 @@ from anew.errors import AnewError
 
 #: In this order: later ones presume what earlier ones ask; the budget comes last, since it may use up the process.
 PROBES: tuple[Probe, ...] = (
-    port_order, row_stride, operations, arithmetic, disputed, reload, instances, timing, training_step, budget,
+    port_order, row_stride, operations, arithmetic, disputed, reload, instances, timing, energy,
+    training_step, budget,
 )  # fmt: skip
 #: Those that tell whether training works at all.
 ESSENTIAL: tuple[Probe, ...] = (port_order, row_stride, training_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anew.chips import load_chip
-from anew.device.base import Device
+from anew.device.base import Device, Operation
 from anew.device.emulator.engine import EmulatedEngine
 from anew.mil import Builder, Value, Weights, print_program
 
@@ -64,6 +65,13 @@ class Experiment:
 
         Raises DeviceError or MilError where the device refuses.
         """
+        with self.loaded(device) as (operation, buffers):
+            operation.execute()
+            return {port.name: buffers[port.name].double() for port in operation.program.outputs}
+
+    @contextmanager
+    def loaded(self, device: Device) -> Iterator[tuple[Operation, dict[str, Tensor]]]:
+        """An operation and the buffers bound to it, which hold the inputs. Raises as :meth:`run`."""
         program = device.compile(self.text, self.weights)
         try:
             operation = program.operation()
@@ -71,8 +79,7 @@ class Experiment:
             for name, value in self.inputs.items():
                 buffers[name].copy_(value)
             operation.bind(buffers)
-            operation.execute()
-            return {port.name: buffers[port.name].double() for port in program.outputs}
+            yield operation, buffers
         finally:
             program.release()
 

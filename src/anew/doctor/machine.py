@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from anew.device.machine import brand, sysctl
+from anew.device.power import power
 
 PACKAGES = ("anew", "torch", "transformers", "numba", "peft")
 
 
 def describe_machine() -> dict[str, Any]:
-    """System, processor, memory and versions; on a Mac also the build, the model and whether low-power mode is on."""
+    """System, processor, memory and versions; on a Mac also the build, the model and what holds it back."""
     about: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
@@ -28,7 +28,8 @@ def describe_machine() -> dict[str, Any]:
     if sys.platform == "darwin":
         about["macos"] = f"{platform.mac_ver()[0]} ({sysctl('kern.osversion')})"
         about["model"] = sysctl("hw.model")
-        about["low_power_mode"] = "lowpowermode         1" in _ask("pmset", "-g")
+        if (found := power()) is not None:
+            about |= {"low_power_mode": found.low_power_mode, "thermal_state": found.thermal_state}
     return about
 
 
@@ -40,14 +41,6 @@ def _processor() -> str:
             return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         return platform.processor()
-
-
-def _ask(*command: str) -> str:
-    """What a system command prints; empty where it is missing or fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _version(package: str) -> str | None:

@@ -20,7 +20,7 @@ def timing(device: Device) -> Iterator[Finding]:
     """Dispatch floor, streaming and products."""
     yield _measured(device, "dispatch", _add(32), lambda s: f"{1e6 * s:.0f} us")
     yield _measured(device, "streaming", _add(STREAMED), lambda s: f"{3 * 2 * STREAMED / s / 1e9:.1f} GB/s")
-    yield _measured(device, "matmul of inputs", _matmul(), _rate)
+    yield _measured(device, "matmul of inputs", product(), _rate)
     yield _measured(device, "conv 1x1, baked", _conv(), _rate)
 
 
@@ -29,21 +29,13 @@ def _rate(seconds: float) -> str:
 
 
 def _measured(device: Device, name: str, experiment: Experiment, say: Callable[[float], str]) -> Finding:
-    program = device.compile(experiment.text, experiment.weights)
-    try:
-        buffers = {n: device.buffers.lease(p.type.shape, p.dtype) for n, p in program.ports.items()}
-        for port, value in experiment.inputs.items():
-            buffers[port].copy_(value)
-        operation = program.operation()
-        operation.bind(buffers)
+    with experiment.loaded(device) as (operation, _):
         operation.execute()
         seconds = []
         for _ in range(REPEATS):
             start = time.perf_counter()
             operation.execute()
             seconds.append(time.perf_counter() - start)
-    finally:
-        program.release()
     raw = {"median_seconds": median(seconds), "least_seconds": min(seconds), "repeats": REPEATS}
     return Finding(f"timing/{name}", "", say(median(seconds)), "measured", raw)
 
@@ -54,7 +46,8 @@ def _add(count: int) -> Experiment:
     return Experiment.of(b, [b.op("add", "y", x=b.input("x", x.shape), y=b.input("w", x.shape))], {"x": x, "w": x})
 
 
-def _matmul() -> Experiment:
+def product() -> Experiment:
+    """A matmul of two inputs, [512, 1024] x [1024, 1024]."""
     b = Builder()
     x, y = numbers(0, 1, 1, ROWS, WIDTH), numbers(1, 1, 1, WIDTH, WIDTH)
     result = b.op("matmul", "y", x=b.input("x", x.shape), y=b.input("w", y.shape), transpose_x=False, transpose_y=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anew.device.base import LoadedProgram, Operation, Port
 from anew.device.buffers import BufferPool
+from anew.device.copies import Copies, Copy
 from anew.device.null import NullDevice
 from anew.mil import Function, Weights, parse_program
 from anew.projection import Work
@@ -43,6 +44,19 @@ class NumberedPool(BufferPool):
         return buffer.data_ptr(), self.numbers[buffer.data_ptr()]
 
 
+class CountedCopies(Copies):
+    """Copies of results were read by the host, though a later run takes them from their buffers, too."""
+
+    def __init__(self, device: CountingDevice) -> None:
+        super().__init__()
+        self.device = device
+
+    def keep(self, x: Tensor, copy: Copy) -> None:
+        """Remember a copy, as :meth:`Copies.keep` does."""
+        super().keep(x, copy)
+        self.device.note_read(copy.buffer)
+
+
 class CountingDevice(NullDevice):
     """The null device, which keeps account of the work of each run.
 
@@ -53,6 +67,7 @@ class CountingDevice(NullDevice):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.buffers: NumberedPool = NumberedPool(self.buffers.row_bytes)
+        self.copies = CountedCopies(self)
         self.reset()
 
     def reset(self) -> None:
@@ -94,6 +109,12 @@ class CountingDevice(NullDevice):
             lease = self.buffers.number(bindings[port.name])
             self.filled.add(lease)
             self.written[lease] = program.text, port.type.numel
+
+    def note_read(self, buffer: Tensor) -> None:
+        """Count that the host read a buffer, if a run wrote it."""
+        text, elements = self.written.pop(self.buffers.number(buffer), ("", 0))
+        if elements:
+            self.work[text] += Work(write=elements)
 
 
 class CountingProgram(LoadedProgram):

@@ -110,7 +110,8 @@ class WeightStore:
         form = scaled, eight_bits
         known = forms.get(form)
         if known is None or known.source != source or (fresh and self._outdated(name, known, weight)):
-            buffer = self.device.buffers.lease(tuple(weight.shape))
+            forms.pop(form, None)  # a failure must not leave a buffer that is half of both
+            buffer = known.buffer if known else self.device.buffers.lease(tuple(weight.shape))
             original = None if weight.requires_grad else Original(weight)
             if eight_bits and math.isfinite(magnitude(weight)):
                 weight = as_quantized(weight, weight_exponent(magnitude(weight)))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from anew.device.power import kept_awake, power
 from anew.errors import UserError
 from anew.optim import settle
 from anew.report import REPORT, write_report
@@ -101,13 +102,24 @@ def train(loop: Loop, agree: Callable[[bool], bool] = bool) -> None:
     """Run a loop until it is done or interrupted; `agree` tells whether any process of the run was asked to stop."""
     counters = statistics(loop.model, loop.config)
     loop.display.start(loop.config.steps, ", emulated" if counters.emulated else "", describe_device(counters))
+    slow = _say_what_slows(loop)
     try:
-        with stop_on_interrupt(loop.display.stopping) as stop:
+        with kept_awake(), stop_on_interrupt(loop.display.stopping) as stop:
             loop.run(lambda: agree(stop()))
     finally:
         loop.display.stop()
         with suppress(Exception):  # of two errors the first is the one to tell
             settle(loop.optimizer)
+        if not slow:
+            _say_what_slows(loop)  # it grew hot, or its battery low
+
+
+def _say_what_slows(loop: Loop) -> str:
+    """Say what slows this machine down; returns that."""
+    said = str(power() or "")
+    if said:
+        loop.display.say(f"Power      {said}")
+    return said
 
 
 def _leave_record(loop: Loop, folder: Path, record: dict[str, Any], title: str, started: float) -> None:

@@ -1,5 +1,6 @@
 """run.json: what was run, on what, and what came out."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from anew.device.power import power
 
 #: The file's name in the run's folder.
 RUN = "run.json"
@@ -20,12 +23,14 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what kind of machine this is; nothing that names it."""
+    """Return what kind of machine this is, and on a Mac what holds it back; nothing that names it."""
+    held_back = power()
     return {
         "platform": platform.platform(),
         "architecture": platform.machine(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        **(dataclasses.asdict(held_back) if held_back else {}),
     }
 
 

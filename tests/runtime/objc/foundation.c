@@ -112,10 +112,12 @@ static void drop_error(id object) {
     release(f->said);
 }
 
-id NSTemporaryDirectory(void) {
+const char *temporary_folder(void) {
     const char *folder = getenv("TMPDIR");
-    return fails("NSTemporaryDirectory") ? NULL : make_string(folder ? folder : "/tmp");
+    return folder ? folder : "/tmp";
 }
+
+id NSTemporaryDirectory(void) { return fails("NSTemporaryDirectory") ? NULL : make_string(temporary_folder()); }
 
 // ---- methods
 
@@ -136,7 +138,7 @@ static id all_keys(id object) {
 }
 
 static id object_for_key(id object, SEL s, id key) {
-    return expect(key, "NSString", s, 1) ? value_of(object, text_of(key)) : NULL;
+    return expect(key, "NSString", sel_getName(s), 1) ? value_of(object, text_of(key)) : NULL;
 }
 
 static id url_with(Class of, SEL s, id path, bool folder) {
@@ -150,7 +152,16 @@ static id domain_of(id object) { return ((failure *)payload(object))->domain; }
 static id said_of(id object) { return ((failure *)payload(object))->said; }
 static int64_t code_of(id object) { return ((failure *)payload(object))->code; }
 
-__attribute__((constructor(102))) static void define(void) {
+// ---- NSProcessInfo
+
+int fake_low_power, fake_thermal_state;
+static id process_info;
+
+static id shared_process_info(void) { return process_info; }
+static bool low_power(void) { return fake_low_power; }
+static int64_t thermal_state(void) { return fake_thermal_state; }
+
+CONSTRUCTOR(102) static void define(void) {
     string = make_class("NSString", root_class, sizeof(buffer));
     data = make_class("NSData", root_class, sizeof(buffer));
     number = make_class("NSNumber", root_class, sizeof(int64_t));
@@ -158,6 +169,11 @@ __attribute__((constructor(102))) static void define(void) {
     dictionary = make_class("NSDictionary", root_class, sizeof(collection));
     url = make_class("NSURL", root_class, sizeof(buffer));
     error = make_class("NSError", root_class, sizeof(failure));
+    Class information = make_class("NSProcessInfo", root_class, 0);
+    process_info = make_object(information);
+    add_method(information, '+', "processInfo", "@16@0:8", shared_process_info);
+    add_method(information, '-', "isLowPowerModeEnabled", "B16@0:8", low_power);
+    add_method(information, '-', "thermalState", "q16@0:8", thermal_state);
     add_method(string, '+', "stringWithUTF8String:", "@24@0:8r*16", string_with);
     add_method(string, '-', "UTF8String", "r*16@0:8", utf8);
     add_method(string, '-', "dealloc", "v16@0:8", drop_bytes);

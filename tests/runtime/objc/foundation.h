@@ -16,3 +16,4 @@ size_t count_of(id array);
 id item_of(id array, size_t index);
 id value_of(id dictionary, const char *key);  // of a string key; NULL when there is none
 size_t keys_of(id dictionary, const id **keys);
+const char *temporary_folder(void);

@@ -53,6 +53,7 @@ static void drop_memory(id object) {
 
 int IOSurfaceLock(id object, uint32_t options, uint32_t *seed) {
     (void)options, (void)seed;
+    DOES_NOTHING(0);
     if (fails("IOSurfaceLock") || !expect(object, "IOSurface", "IOSurfaceLock", 1)) return -1;
     surface *s = payload(object);
     if (!s->locks++ && !coherent_surfaces) memcpy(s->processor, s->engine, s->size);
@@ -61,6 +62,7 @@ int IOSurfaceLock(id object, uint32_t options, uint32_t *seed) {
 
 int IOSurfaceUnlock(id object, uint32_t options, uint32_t *seed) {
     (void)seed;
+    DOES_NOTHING(0);
     if (fails("IOSurfaceUnlock") || !expect(object, "IOSurface", "IOSurfaceUnlock", 1)) return -1;
     surface *s = payload(object);
     if (!s->locks) return NOT_LOCKED;
@@ -76,7 +78,7 @@ void *IOSurfaceGetBaseAddress(id object) {
 
 void CFRelease(id object) { release(object); }
 
-__attribute__((constructor(103))) static void define(void) {
+CONSTRUCTOR(103) static void define(void) {
     iosurface = make_class("IOSurface", root_class, sizeof(surface));
     add_method(iosurface, '-', "dealloc", "v16@0:8", drop_memory);
     kIOSurfaceWidth = constant_string("IOSurfaceWidth");

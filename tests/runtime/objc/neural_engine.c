@@ -6,7 +6,7 @@
 
 #include "iosurface.h"
 
-enum { PORTS = 128, FUNCTIONS = 8, AXES = 5, CREATED = 1, COMPILED = 2, LOADED = 3, INPUT = 0, OUTPUT = 1 };
+enum { PORTS = 128, FUNCTIONS = 256, AXES = 5, CREATED = 1, COMPILED = 2, LOADED = 3, INPUT = 0, OUTPUT = 1 };
 
 typedef struct {
     char name[96];
@@ -189,6 +189,7 @@ static void drop_model(id owner) {
 }
 
 static bool evaluate(id owner, id asked, const char *where, id *error) {
+    DOES_NOTHING(true);
     model *m = payload(owner);
     if (!expect(asked, "_ANERequest", where, 3)) return refuse(error, DOMAIN, 8, "no request");
     if (m->state != LOADED) return refuse(error, DOMAIN, 8, "the program is not loaded");
@@ -248,7 +249,7 @@ static bool client_checks(const char *where, id of, id options) {
 
 static bool client_compile(id client, SEL s, id of, id options, unsigned qos, id *error) {
     (void)client, (void)qos;
-    if (!client_checks(s, of, options)) return refuse(error, DOMAIN, 1, "wrong arguments");
+    if (!client_checks(sel_getName(s), of, options)) return refuse(error, DOMAIN, 1, "wrong arguments");
     if (fake_switches.client_refuses || !is_option(options, "kANEFModelType", "kANEFModelMIL") ||
         !is_option(options, "kANEFNetPlistFilenameKey", "model.mil"))
         return refuse(error, ESPRESSO, -1, "model.espresso.net is missing");
@@ -257,38 +258,38 @@ static bool client_compile(id client, SEL s, id of, id options, unsigned qos, id
 
 static bool client_load(id client, SEL s, id of, id options, unsigned qos, id *error) {
     (void)client, (void)qos;
-    return client_checks(s, of, options) ? load(of, error) : refuse(error, DOMAIN, 6, "wrong arguments");
+    return client_checks(sel_getName(s), of, options) ? load(of, error) : refuse(error, DOMAIN, 6, "wrong arguments");
 }
 
 static bool client_evaluate(id client, SEL s, id of, id options, id asked, unsigned qos, id *error) {
     (void)client, (void)qos;
-    return client_checks(s, of, options) ? evaluate(of, asked, s, error) : refuse(error, DOMAIN, 8, "wrong arguments");
+    return client_checks(sel_getName(s), of, options) ? evaluate(of, asked, sel_getName(s), error) : refuse(error, DOMAIN, 8, "wrong arguments");
 }
 
 static bool client_unload(id client, SEL s, id of, id options, unsigned qos, id *error) {
     (void)client, (void)qos;
-    return client_checks(s, of, options) ? unload(of, error) : refuse(error, DOMAIN, 7, "wrong arguments");
+    return client_checks(sel_getName(s), of, options) ? unload(of, error) : refuse(error, DOMAIN, 7, "wrong arguments");
 }
 
 static void client_purge(id client, SEL s, id of) {
     (void)client;
-    if (expect(of, "_ANEModel", s, 1) && ((model *)payload(of))->state == LOADED)
+    if (expect(of, "_ANEModel", sel_getName(s), 1) && ((model *)payload(of))->state == LOADED)
         violation("purgeCompiledModel: of a loaded program");
 }
 
 // ---- _ANEInMemoryModelDescriptor and _ANEInMemoryModel
 
 static id describe(Class of, SEL s, id text, id weights, id options) {
-    if (options) violation("%s: optionsPlist is nil in every published call", s);
-    if (!expect(text, "NSData", s, 1)) return NULL;  // crashes for an NSString
-    if (!weights || !expect(weights, "NSDictionary", s, 2)) return NULL;
+    if (options) violation("%s: optionsPlist is nil in every published call", sel_getName(s));
+    if (!expect(text, "NSData", sel_getName(s), 1)) return NULL;  // crashes for an NSString
+    if (!weights || !expect(weights, "NSDictionary", sel_getName(s), 2)) return NULL;
     id object = make_object(of);
     *(model *)payload(object) = (model){.first = retain(text), .second = retain(weights)};
     return autorelease(object);
 }
 
 static id in_memory(Class of, SEL s, id descriptor) {
-    if (!expect(descriptor, "_ANEInMemoryModelDescriptor", s, 1)) return NULL;
+    if (!expect(descriptor, "_ANEInMemoryModelDescriptor", sel_getName(s), 1)) return NULL;
     id object = make_object(of);
     *(model *)payload(object) = (model){.first = retain(descriptor), .state = CREATED};
     return autorelease(object);
@@ -344,25 +345,24 @@ static bool staged(id owner, const char *folder) {
 
 static bool memory_compile(id owner, SEL s, unsigned qos, id options, id *error) {
     (void)qos;
-    const char *temporary = getenv("TMPDIR");
     char folder[4096];
-    if (!expect(options, "NSDictionary", s, 2)) return refuse(error, DOMAIN, 1, "wrong arguments");
+    if (!expect(options, "NSDictionary", sel_getName(s), 2)) return refuse(error, DOMAIN, 1, "wrong arguments");
     if (fake_switches.compiles && compiled >= fake_switches.compiles)
         return refuse(error, COMPILER, 1, "_ANECompiler : ANECCompile() FAILED");
-    snprintf(folder, sizeof folder, "%s/%s", temporary ? temporary : "/tmp", text_of(identifier(owner)));
+    snprintf(folder, sizeof folder, "%s/%s", temporary_folder(), text_of(identifier(owner)));
     if (!staged(owner, folder)) return refuse(error, COMPILER, 1, "_ANECompiler : InvalidMILProgram");
     return compile(owner, folder, error);
 }
 
 static bool memory_load(id owner, SEL s, unsigned qos, id options, id *error) {
     (void)qos;
-    return expect(options, "NSDictionary", s, 2) ? load(owner, error) : refuse(error, DOMAIN, 6, "wrong arguments");
+    return expect(options, "NSDictionary", sel_getName(s), 2) ? load(owner, error) : refuse(error, DOMAIN, 6, "wrong arguments");
 }
 
 static bool memory_evaluate(id owner, SEL s, unsigned qos, id options, id asked, id *error) {
     (void)qos;
-    if (!expect(options, "NSDictionary", s, 2)) return refuse(error, DOMAIN, 8, "wrong arguments");
-    return evaluate(owner, asked, s, error);
+    if (!expect(options, "NSDictionary", sel_getName(s), 2)) return refuse(error, DOMAIN, 8, "wrong arguments");
+    return evaluate(owner, asked, sel_getName(s), error);
 }
 
 static bool memory_unload(id owner, SEL s, unsigned qos, id *error) { return (void)s, (void)qos, unload(owner, error); }
@@ -372,13 +372,13 @@ static bool memory_unload(id owner, SEL s, unsigned qos, id *error) { return (vo
 static id make_request(Class of, SEL s, id inputs, id input_indices, id outputs, id output_indices, id weights,
                        id statistics, id procedure) {
     id arrays[] = {inputs, input_indices, outputs, output_indices};
-    bool right = expect(procedure, "NSNumber", s, 7);
+    bool right = expect(procedure, "NSNumber", sel_getName(s), 7);
     for (int i = 0; i < 4; i++) {
-        right = expect(arrays[i], "NSArray", s, i + 1) && right;
+        right = expect(arrays[i], "NSArray", sel_getName(s), i + 1) && right;
         for (size_t k = 0; right && k < count_of(arrays[i]); k++)
-            right = expect(item_of(arrays[i], k), i % 2 ? "NSNumber" : "_ANEIOSurfaceObject", s, i + 1);
+            right = expect(item_of(arrays[i], k), i % 2 ? "NSNumber" : "_ANEIOSurfaceObject", sel_getName(s), i + 1);
     }
-    if (weights || statistics) violation("%s: weightsBuffer and perfStats are nil in every published call", s);
+    if (weights || statistics) violation("%s: weightsBuffer and perfStats are nil in every published call", sel_getName(s));
     if (!right) return NULL;
     id object = make_object(of);
     request *r = payload(object);
@@ -394,7 +394,7 @@ static void drop_request(id object) {
 }
 
 static id surface_object(Class of, SEL s, id surface) {
-    if (!expect(surface, "IOSurface", s, 1)) return NULL;
+    if (!expect(surface, "IOSurface", sel_getName(s), 1)) return NULL;
     id object = make_object(of);
     *(id *)payload(object) = retain(surface);
     return autorelease(object);
@@ -418,7 +418,7 @@ void fake_reset(on_compile at_compile, on_evaluate at_evaluate) {
     forget_objects();
 }
 
-__attribute__((constructor(104))) static void define(void) {
+CONSTRUCTOR(104) static void define(void) {
     client_class = make_class("_ANEClient", root_class, 0);
     model_class = make_class("_ANEModel", root_class, sizeof(model));
     descriptor_class = make_class("_ANEInMemoryModelDescriptor", root_class, sizeof(model));

@@ -73,6 +73,8 @@ SEL sel_registerName(const char *name) {
     return (known = e)->name;
 }
 
+const char *sel_getName(SEL selector) { return selector; }
+
 Class objc_getClass(const char *name) {
     for (Class c = classes; c; c = c->next)
         if (!strcmp(c->name, name)) return c;
@@ -250,7 +252,7 @@ static bool is_kind_of(id object, SEL selector, Class of) {
     return is_kind(object, of->name);
 }
 
-__attribute__((constructor(101))) static void define(void) {
+CONSTRUCTOR(101) static void define(void) {
     root_class = make_class("NSObject", NULL, 0);
     add_method(root_class, '-', "retain", "@16@0:8", retain);
     add_method(root_class, '-', "release", "Vv16@0:8", release);

@@ -19,11 +19,19 @@ struct object {
 // As the public runtime has them.
 Class objc_getClass(const char *name);
 SEL sel_registerName(const char *name);
+const char *sel_getName(SEL selector);
 void *class_getInstanceMethod(Class owner, SEL selector);
 void *class_getClassMethod(Class owner, SEL selector);
 const char *method_getTypeEncoding(const void *method);
 uintptr_t objc_msgSend(id receiver, SEL selector, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
                        uintptr_t);
+
+// In the order of their numbers; over GNUstep in that of the link, whose own code comes before.
+#ifdef GNUSTEP
+#define CONSTRUCTOR(order) __attribute__((constructor))
+#else
+#define CONSTRUCTOR(order) __attribute__((constructor(order)))
+#endif
 
 // For the classes that are defined on top. Methods have the runtime's type encodings.
 Class make_class(const char *name, Class parent, size_t payload);
@@ -43,3 +51,10 @@ void violation(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool fails(const char *name);
 // An argument of a method must be of a class; false, and a violation, when it is not.
 bool expect(id object, const char *class_name, const char *method, int argument);
+// Where the cost of calls is measured (UNCHECKED), what a run calls does nothing.
+#ifdef UNCHECKED
+enum { unchecked = true };
+#define DOES_NOTHING(result) if (unchecked) return result
+#else
+#define DOES_NOTHING(result)
+#endif

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +16,7 @@ from anew.device.ane.methods import COMMON
 from anew.device.ane.models import ClientWay, InMemoryWay, Model, Way
 from anew.device.ane.operation import AneOperation
 from anew.device.ane.ports import Procedure, check_layout, check_names, read_procedure, row_stride
-from anew.device.ane.surfaces import PAGE, Surface, SurfaceFunctions, SurfacePool
+from anew.device.ane.surfaces import PAGE, Surface, SurfaceFunctions, SurfacePool, SurfaceSet
 from anew.device.base import Device, DeviceError, LoadedProgram, Port
 from anew.device.foundation import ARRAY, Foundation
 from anew.device.framework import FrameworkWarning
@@ -33,6 +33,7 @@ class AneEngine(Device):
 
     runtime: Runtime = field(default_factory=Runtime)
     name = "ane"
+    takes_procedures = True
     buffers: SurfacePool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,10 +78,37 @@ class AneEngine(Device):
 
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
         entry = parse_program(text, weights).function(function)
+        return self._load(text, weights, [entry])[entry.name]
+
+    def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
+        functions = parse_program(text, weights).functions
+        self.check_procedures(functions)
+        return self._load(text, weights, functions.values())
+
+    def _load(self, text: str, weights: Weights, entries: Iterable[Function]) -> dict[str, LoadedProgram]:
+        """Load a program once; returns those of its functions that are wanted."""
         with ExitStack() as stack, self.foundation.pool():
             model = self.way.load(stack, text, weight_files(text, weights))
-            procedure = read_procedure(model.attributes(), entry.name)
-            return AneProgram(self, entry, model, procedure, stack)
+            attributes = model.attributes()
+            loaded = Loaded(model, stack.pop_all())
+            try:
+                return {e.name: AneProgram(self, e, loaded, read_procedure(attributes, e.name)) for e in entries}
+            except DeviceError:
+                loaded.close()
+                raise
+
+
+class Loaded:
+    """A loaded model, of which several programs may be procedures; unloaded when released, or when none is left."""
+
+    def __init__(self, model: Model, handles: ExitStack) -> None:
+        self.model, self.handles, self.released = model, handles, False
+        weakref.finalize(self, handles.close).atexit = False
+
+    def close(self) -> None:
+        """Unload the model and delete its folder."""
+        self.released = True
+        self.handles.close()
 
 
 class AneProgram(LoadedProgram):
@@ -88,9 +116,7 @@ class AneProgram(LoadedProgram):
 
     device: AneEngine
 
-    def __init__(
-        self, engine: AneEngine, entry: Function, model: Model, procedure: Procedure, stack: ExitStack
-    ) -> None:
+    def __init__(self, engine: AneEngine, entry: Function, loaded: Loaded, procedure: Procedure) -> None:
         super().__init__(
             engine, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
@@ -98,17 +124,17 @@ class AneProgram(LoadedProgram):
         check_names("output", procedure.outputs, self.outputs)
         for port in self.ports.values():
             self._check_layout(port, procedure)
-        self.model, self.procedure, self.released = model, procedure, False
-        foundation = engine.foundation
+        self.loaded, self.procedure = loaded, procedure
+        #: Names of the ports in the order of a request's surfaces: inputs, then outputs.
+        self.request_order = (*procedure.inputs.names, *procedure.outputs.names)
+        foundation, handles = engine.foundation, loaded.handles
         self._input_indices, self._output_indices = (
-            foundation.keep(stack, foundation.array([foundation.number(i) for i in side.indices]), ARRAY, "load")
+            foundation.keep(handles, foundation.array([foundation.number(i) for i in side.indices]), ARRAY, "load")
             for side in (procedure.inputs, procedure.outputs)
         )
         self._index = foundation.keep(
-            stack, foundation.number(procedure.index), "+[NSNumber numberWithLongLong:]", "load"
+            handles, foundation.number(procedure.index), "+[NSNumber numberWithLongLong:]", "load"
         )
-        self._handles = stack.pop_all()
-        weakref.finalize(self, self._handles.close).atexit = False
 
     def _check_layout(self, port: Port, procedure: Procedure) -> None:
         pool, shape = self.device.buffers, port.type.shape
@@ -120,27 +146,45 @@ class AneProgram(LoadedProgram):
         """Make an operation instance; instances share the loaded model and own their bindings."""
         return AneOperation(self)
 
-    def run(self, inputs: Sequence[Surface], outputs: Sequence[Surface]) -> None:
-        """Run over surfaces in the procedure's own order; raises FrameworkError, DeviceError after ``release``."""
-        if self.released:
+    def request(self, surfaces: Sequence[Surface]) -> Request:
+        """Make a request over surfaces in the order of :attr:`request_order`; DeviceError after ``release``."""
+        if self.loaded.released:
             raise DeviceError("execute", "the program has been released; compile it again")
-        foundation = self.device.foundation
-        with foundation.pool():
-            request = self.device.make_request(
-                foundation.array([surface.object for surface in inputs]),
+        foundation, count = self.device.foundation, len(self.inputs)
+        with ExitStack() as stack, foundation.pool():
+            made = self.device.make_request(
+                foundation.array([surface.object for surface in surfaces[:count]]),
                 self._input_indices,
-                foundation.array([surface.object for surface in outputs]),
+                foundation.array([surface.object for surface in surfaces[count:]]),
                 self._output_indices,
                 None,
                 None,
                 self._index,
             )
-            if not request:
+            if not made:
                 raise foundation.error("bind", REQUEST, None)
-            self.model.evaluate(request)
+            handle = foundation.keep(stack, made, REQUEST, "bind")
+            return Request(self.loaded.model, handle, SurfaceSet(self.device.buffers.functions, surfaces), stack)
 
     def release(self) -> None:
-        """Unload the program and delete its folder."""
-        self.released = True
-        self._handles.close()
+        """Unload the program, with all procedures of its model, and delete its folder."""
+        self.loaded.close()
         super().release()
+
+
+class Request:
+    """A request of the framework over a set of surfaces; released when no operation keeps it."""
+
+    def __init__(self, model: Model, handle: int, surfaces: SurfaceSet, stack: ExitStack) -> None:
+        self._evaluate, self._handle, self._surfaces = model.evaluate, handle, surfaces
+        self._pool = model.foundation.pool()
+        weakref.finalize(self, stack.pop_all().close).atexit = False
+
+    def run(self) -> None:
+        """Run to its end; raises FrameworkError."""
+        try:
+            self._surfaces.unlock()
+            with self._pool:
+                self._evaluate(self._handle)
+        finally:
+            self._surfaces.lock()

@@ -11,7 +11,7 @@ import ctypes
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -113,20 +113,20 @@ class ClientModel(Model):
     EVALUATE = "-[_ANEClient evaluateWithModel:options:request:qos:error:]"
 
     def __init__(
-        self, foundation: Foundation, methods: Mapping[str, Callable[..., Any]], client: int, model: int, options: int
+        self, foundation: Foundation, methods: Mapping[str, Any], client: int, model: int, options: int
     ) -> None:
         super().__init__(foundation)
-        self._attributes, self._evaluate = methods["-[_ANEModel modelAttributes]"], methods[self.EVALUATE]
-        self._client, self._model, self._options = client, model, options
+        self._attributes = methods["-[_ANEModel modelAttributes]"].to(model)
+        self._evaluate = methods[self.EVALUATE].to(client, model, options)
 
     def attributes(self) -> Any:
         """See Model."""
-        return self.foundation.python(self._attributes(self._model))
+        return self.foundation.python(self._attributes())
 
     def evaluate(self, request: int) -> None:
         """See Model."""
         error = ctypes.c_void_p()
-        if not self._evaluate(self._client, self._model, self._options, request, QOS, ctypes.byref(error)):
+        if not self._evaluate(request, QOS, ctypes.byref(error)):
             raise self.foundation.error("execute", self.EVALUATE, error.value)
 
 
@@ -178,18 +178,17 @@ class InMemoryModel(Model):
 
     EVALUATE = "-[_ANEInMemoryModel evaluateWithQoS:options:request:error:]"
 
-    def __init__(
-        self, foundation: Foundation, methods: Mapping[str, Callable[..., Any]], model: int, options: int
-    ) -> None:
+    def __init__(self, foundation: Foundation, methods: Mapping[str, Any], model: int, options: int) -> None:
         super().__init__(foundation)
-        self._attributes, self._evaluate = methods["-[_ANEInMemoryModel modelAttributes]"], methods[self.EVALUATE]
-        self._model, self._options = model, options
+        self._attributes = methods["-[_ANEInMemoryModel modelAttributes]"].to(model)
+        self._evaluate = methods[self.EVALUATE].to(model, QOS, options)
 
     def attributes(self) -> Any:
         """See Model."""
-        return self.foundation.python(self._attributes(self._model))
+        return self.foundation.python(self._attributes())
 
     def evaluate(self, request: int) -> None:
         """See Model."""
-        arguments = (self._model, QOS, self._options, request)
-        self.foundation.check("execute", self.EVALUATE, self._evaluate, *arguments)
+        error = ctypes.c_void_p()
+        if not self._evaluate(request, ctypes.byref(error)):
+            raise self.foundation.error("execute", self.EVALUATE, error.value)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Iterable
 from contextlib import ExitStack
-from functools import partial
+from itertools import starmap
 
 import numpy as np
 
@@ -28,11 +29,14 @@ class SurfaceFunctions:
     """The C functions of IOSurface and what else makes a surface."""
 
     def __init__(self, runtime: Runtime, foundation: Foundation) -> None:
+        #: Whether each surface was the processor's whenever no program ran: no lock has failed.
+        self.all_locked = True
         pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
         self.foundation = foundation
         self.create = runtime.function("IOSurfaceCreate", pointer, pointer)
         self.lock = runtime.function("IOSurfaceLock", ctypes.c_int, pointer, u32, pointer)
         self.unlock = runtime.function("IOSurfaceUnlock", ctypes.c_int, pointer, u32, pointer)
+        self.locks, self.unlocks = runtime.untyped("IOSurfaceLock"), runtime.untyped("IOSurfaceUnlock")
         self.base_address = runtime.function("IOSurfaceGetBaseAddress", pointer, pointer)
         self.release = runtime.function("CFRelease", None, pointer)
         self.wrap = runtime.method(OBJECT_WITH_SURFACE, COMMON[OBJECT_WITH_SURFACE])
@@ -94,23 +98,56 @@ class Surface:
         return np.frombuffer(memoryview(block), np.uint8)
 
 
+class SurfaceSet:
+    """Surfaces that go to the engine together, and come back together."""
+
+    def __init__(self, functions: SurfaceFunctions, surfaces: Iterable[Surface]) -> None:
+        self.functions = functions
+        self.surfaces = tuple(dict.fromkeys(surfaces))  # state has one surface for two ports
+        self._arguments = [(ctypes.c_void_p(surface.handle), 0, None) for surface in self.surfaces]
+
+    def unlock(self) -> None:
+        """Give all memory to the engine; raises FrameworkError."""
+        if not self.functions.all_locked:
+            for surface in self.surfaces:
+                surface.unlock()
+        elif any(codes := list(starmap(self.functions.unlocks, self._arguments))):
+            self._note(codes, locked=False)
+            raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", next(filter(None, codes)))
+
+    def lock(self) -> None:
+        """Give all memory to the processor; raises FrameworkError."""
+        if not self.functions.all_locked:
+            for surface in self.surfaces:
+                surface.lock()
+        elif any(codes := list(starmap(self.functions.locks, self._arguments))):
+            self._note(codes, locked=True)
+            raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", next(filter(None, codes)))
+
+    def _note(self, codes: list[int], *, locked: bool) -> None:
+        """One failed: from now on each surface is looked at before it is locked or unlocked."""
+        self.functions.all_locked = False
+        for surface, code in zip(self.surfaces, codes, strict=True):
+            surface.locked = locked != bool(code)
+
+
 class SurfacePool(BufferPool):
     """Leases tensors over surfaces, and knows the surface behind an address."""
 
     def __init__(self, functions: SurfaceFunctions, row_bytes: int) -> None:
         super().__init__(row_bytes)
-        self.make = partial(Surface, functions)
+        self.functions = functions
         self.surfaces: dict[int, Surface] = {}
 
     def _allocate(self, nbytes: int) -> np.ndarray:
-        surface = self.make(nbytes)
+        surface = Surface(self.functions, nbytes)
         self.allocated_bytes += nbytes
         self.surfaces[surface.address] = surface
         return surface.memory(nbytes)
 
-    def _give_back(self, memory: np.ndarray) -> None:
+    def _give_back(self, number: int, memory: np.ndarray) -> None:
         address = memory.ctypes.data
         if self.surfaces[address].locked:
-            super()._give_back(memory)
+            super()._give_back(number, memory)
         else:  # the processor could not get it back: it is not used again
             del self.surfaces[address]

@@ -2,7 +2,9 @@
 
 Where published accounts differ, this works under either: rows may be packed or padded (read from a loaded program), the
 strides that Espresso gives may be in bytes or in elements, and an operation that has been encoded may take other
-buffers after a reset or never again (then it is made anew). Sources: ANEForge 0.4.0, ane-guide chapters 6 and 14.
+buffers after a reset or never again (then it is made anew). Procedures would save nothing here: each function that is
+retained, or each operation, takes a place among the loaded programs. Sources: ANEForge 0.4.0, ane-guide chapters 6
+and 14.
 """
 
 from __future__ import annotations

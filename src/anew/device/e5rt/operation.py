@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from anew.device.base import DeviceError, Operation, Port
+from anew.device.base import DeviceError, Operation, Port, in_order
 from anew.device.e5rt.buffers import BufferObject
 from anew.device.e5rt.functions import Espresso
 from anew.device.framework import FrameworkError, FrameworkWarning
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 RETAIN_INPUT = "execution_stream_operation_retain_input_port"
 RETAIN_OUTPUT = "execution_stream_operation_retain_output_port"
+BIND = "io_port_bind_buffer_object"
+RESET, PREPARE = "execution_stream_reset", "execution_stream_operation_prepare_op_for_encode"
+ENCODE, EXECUTE = "execution_stream_encode_operation", "execution_stream_execute_sync"
 
 
 class Instance:
@@ -28,7 +33,7 @@ class Instance:
     def __init__(self, espresso: Espresso, function: int, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
         self.espresso = espresso
         self.encoded = False
-        self.bound: dict[str, BufferObject] = {}
+        self.bound: list[BufferObject] = []
         with ExitStack() as stack:
             self.operation = make_operation(espresso, stack, function)
             kinds = [(RETAIN_INPUT, inputs), (RETAIN_OUTPUT, outputs)]
@@ -39,29 +44,37 @@ class Instance:
             }
             self.stream = espresso.make(stack, "execution_stream_create")
             self._stack = stack.pop_all()
+        self._call, self._bind = espresso.call, espresso.functions[BIND]
 
-    def bind(self, objects: Mapping[str, BufferObject]) -> None:
-        """Bind the buffers that are other ones than before. An encoded operation is taken out of its stream first."""
-        changed = [(name, o) for name, o in objects.items() if self.bound.get(name) is not o]
-        if changed and self.encoded:
-            self.espresso.call("execution_stream_reset", self.stream)
-            self.espresso.call("execution_stream_operation_prepare_op_for_encode", self.operation)
+    def bind(self, objects: list[BufferObject]) -> None:
+        """Bind the buffers that are other ones than before, given in the order of the ports.
+
+        An encoded operation is taken out of its stream first.
+        """
+        ports, handles = list(self.ports.values()), [o.handle for o in objects]
+        if self.bound:
+            other = list(map(operator.is_not, objects, self.bound))
+            ports, handles = list(compress(ports, other)), list(compress(handles, other))
+        if handles and self.encoded:
+            self._call(RESET, self.stream)
+            self._call(PREPARE, self.operation)
             self.encoded = False
-        for name, o in changed:
-            self.espresso.call("io_port_bind_buffer_object", self.ports[name], o.handle)
-            self.bound[name] = o
+        for code in map(self._bind, ports, handles):
+            if code:
+                raise self.espresso.error(BIND, code)
+        self.bound = objects
 
     def execute(self) -> None:
         """Run once over what is bound; an operation is encoded into its stream once, not at every run."""
         if not self.encoded:
-            self.espresso.call("execution_stream_encode_operation", self.stream, self.operation)
+            self._call(ENCODE, self.stream, self.operation)
             self.encoded = True
-        self.espresso.call("execution_stream_execute_sync", self.stream)
+        self._call(EXECUTE, self.stream)
 
     def close(self) -> None:
         """Release everything; does nothing the second time."""
         self._stack.close()
-        self.bound.clear()
+        self.bound = []
 
 
 class E5rtOperation(Operation):
@@ -75,21 +88,26 @@ class E5rtOperation(Operation):
     def __init__(self, program: E5rtProgram) -> None:
         super().__init__(program)
         self.engine = program.device
+        self._in_order = in_order(list(program.ports))
         self._instance: Instance | None = program.make_instance()
         self._copies: dict[str, Tensor] = {}
 
     def _execute(self) -> None:
-        known = self.engine.buffers.objects.get
-        objects = {n: known(x.data_ptr()) or self._copied(n, x) for n, x in self.bindings.items()}
+        addresses = map(Tensor.data_ptr, self._in_order(self.bindings))
+        objects: list[Any] = list(map(self.engine.buffers.objects.get, addresses))
+        if None in objects:
+            objects = [o or self._copied(name) for o, name in zip(objects, self.program.ports, strict=True)]
         try:
             self._bind(objects).execute()
         except FrameworkError:
             self._drop_instance()
             raise
 
-    def _bind(self, objects: Mapping[str, BufferObject]) -> Instance:
+    def _bind(self, objects: list[BufferObject]) -> Instance:
         instance = self._instance = self._instance or self.program.make_instance()
-        if instance.encoded and instance.bound != objects:
+        if instance.bound == objects:
+            return instance
+        if instance.encoded:
             try:
                 if self.engine.rebinds:
                     instance.bind(objects)
@@ -111,11 +129,11 @@ class E5rtOperation(Operation):
             self.program.drop_instance(self._instance)
             self._instance = None
 
-    def _copied(self, name: str, buffer: Tensor) -> BufferObject:
+    def _copied(self, name: str) -> BufferObject:
         """An input in memory that is not the library's, copied into a buffer of the operation's own."""
         if name in self.program.output_names:
             raise DeviceError("bind", f"output port '{name}' is bound to memory of others; lease it from the device")
-        pool = self.engine.buffers
+        pool, buffer = self.engine.buffers, self.bindings[name]
         if name not in self._copies:
             self._copies[name] = pool.lease(tuple(buffer.shape), buffer.dtype)
         return pool.objects[self._copies[name].copy_(buffer).data_ptr()]

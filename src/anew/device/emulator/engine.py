@@ -37,11 +37,7 @@ class EmulatedEngine(Device):
 
     def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
         functions = self._parse(text, weights).functions
-        if len(functions) > self.chip.procedures:
-            raise DeviceError(
-                "compile",
-                f"a program of {len(functions)} functions; {self.chip.name} takes {self.chip.procedures} procedures",
-            )
+        self.check_procedures(functions)
         return {name: EmulatedProgram(self, function) for name, function in functions.items()}
 
     def _parse(self, text: str, weights: Weights) -> Program:

@@ -51,8 +51,8 @@ from anew.device.emulator.rounding import (
     float_of_bits,
     one_ulp_up,
     power_of_two_part,
-    widen,
 )
+from anew.device.emulator.sums import float32_matmul
 from anew.device.team import run_tasks
 from anew.device.transfer import magnitude_bits
 
@@ -445,6 +445,6 @@ def matmul_finished(
     found = multiply(a, b, carried, factor, into)
     if found is not None:
         return found
-    sums = torch.matmul(*(widen(x) if x.dtype == torch.float16 else x for x in (a, b))).contiguous()
-    largest = finish_product_(sums, factor, carried)
-    return (sums if into is None else into.copy_(sums)), largest
+    product = float32_matmul(a, b).contiguous()
+    largest = finish_product_(product, factor, carried)
+    return (product if into is None else into.copy_(product)), largest

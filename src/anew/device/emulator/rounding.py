@@ -176,9 +176,9 @@ def _widen(bits: np.ndarray, out: np.ndarray) -> None:
         out[i] = x if x == x else np.float32(np.inf)
 
 
-def widen(x: Tensor) -> Tensor:
-    """Return an fp16 tensor of any shape and strides as fresh contiguous float32; a NaN becomes +infinity."""
-    out = torch.empty(x.shape)
+def widen(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return an fp16 tensor of any strides as contiguous float32, in ``out`` or fresh; a NaN becomes +infinity."""
+    out = torch.empty(x.shape) if out is None else out
     _widen(flat(x.contiguous().view(torch.int16), torch.int16), flat(out))
     return out
 
