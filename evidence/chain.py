@@ -55,7 +55,8 @@ def changes() -> list[tuple[str, str, str]]:
     for line in lines.splitlines():
         commits, _, subject = line.partition("\t")
         commit, parent = commits.split()
-        found.append((commit, parent, PREFIX.sub("", subject)))
+        title = PREFIX.sub("", subject)
+        found.append((commit, parent, title[:1].upper() + title[1:]))
     return found
 
 
