@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import anew
 from anew.train.data import ValidationBatch, Windows, split, validation_batches
 from anew.train.optimizer import learning_rate, make_optimizer
-from anew.train.pretraining import evaluate, token_losses
+from anew.train.pretraining import evaluate, mean_loss
 from evidence import record
 
 STEPS, BATCH, LENGTH, VOCABULARY = 300, 2, 128, 256
@@ -78,7 +78,7 @@ def step(
     Gradients that are not finite are left out, as a gradient scaler does.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = token_losses(net, *batch).mean()
+    loss = mean_loss(net, *batch)
     (loss * scale).backward()
     for p in net.parameters():
         if p.grad is not None:

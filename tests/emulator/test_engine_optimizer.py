@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 
 import pytest
@@ -212,3 +213,14 @@ def test_settings_it_does_not_take_are_refused() -> None:
         EngineAdamW(net, net.parameters(), amsgrad=True)
     with pytest.raises(UserError, match="not compiled"):
         EngineAdamW(nn.Linear(4, 4), [nn.Parameter(torch.zeros(2))])
+
+
+def test_gradients_are_plain_again_once_the_optimizer_is_gone():
+    net = model()
+    optimizer = EngineAdamW(net, net.parameters(), lr=1e-3)
+    loss_of(net, 0).backward()
+    assert any(p.grad is None for p in net.parameters())
+    del optimizer
+    gc.collect()
+    loss_of(net, 0).backward()
+    assert all(p.grad is not None for p in net.parameters())

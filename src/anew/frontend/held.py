@@ -48,6 +48,12 @@ class HeldGradients:
         """From now on hold this parameter's gradients."""
         self._pieces.set(parameter, [])
 
+    def release(self, parameters: Iterable[Tensor]) -> None:
+        """From now on these parameters' gradients are in ``.grad``; what is held of them is forgotten."""
+        for parameter in parameters:
+            self._pieces.discard(parameter)
+            self._rows.discard(parameter)
+
     def holds(self, parameter: Tensor) -> bool:
         """Whether this parameter's gradients are held."""
         return self._pieces.find(parameter) is not None

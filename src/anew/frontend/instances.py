@@ -35,6 +35,11 @@ class ByTensor(Generic[T]):
         known = self._entries.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
+    def discard(self, tensor: Tensor) -> None:
+        """Forget the tensor's entry, if it has one."""
+        if self.find(tensor) is not None:
+            del self._entries[id(tensor)]
+
     def set(self, tensor: Tensor, value: T) -> None:
         """Make or replace the tensor's entry."""
         key = id(tensor)

@@ -41,6 +41,7 @@ class OnEngine(torch.optim.Adam):
         self._large = {p for p in trained if _is_large(p)}
         for p in self._large:
             self._held.hold(p)
+        weakref.finalize(self, self._held.release, list(self._large)).atexit = False  # then they have a .grad again
         hold_rows(model, self._held)
         self._clip = 1.0
         self._order = {p: i for i, p in enumerate(_by_need(model))}

@@ -21,7 +21,8 @@ class RowsEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """The rows of the table."""
         gradients = _holders.find(self.weight)
-        if gradients is None or not self.weight.requires_grad or not torch.is_grad_enabled():
+        held = gradients is not None and gradients.holds(self.weight)
+        if gradients is None or not held or not self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(input)
         rows: Tensor = _Rows.apply(input, self.weight, self.padding_idx, gradients)
         return rows

@@ -31,9 +31,10 @@ def needed_memory(config: TrainConfig) -> float:
         model = build_model(config.model, SimpleNamespace(bos_token_id=None, eos_token_id=None), config.seed)
         ids = torch.zeros(config.batch_size, config.seq_len, dtype=torch.int64)
         kept = kept_for_backward(model, ids)
-    parameter = PLAIN if config.device == "cpu" else PLAIN + ON_ENGINE
-    logits = 4 * ids.numel() * config.model["vocab_size"]
-    return parameter * count_parameters(model) + kept + LOGITS * logits
+    logits, parameters = 4 * ids.numel() * config.model["vocab_size"], count_parameters(model)
+    if config.device != "cpu":  # head and loss never hold all logits
+        return (PLAIN + ON_ENGINE) * parameters + kept - logits
+    return PLAIN * parameters + kept + LOGITS * logits
 
 
 def kept_for_backward(model: Any, ids: Tensor) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,14 +19,19 @@ from anew.train.optimizer import learning_rate, make_optimizer
 from anew.train.ranks import Ranks
 from anew.train.resume import Saver
 
+#: The target of a token that does not count.
+IGNORED = -100
 #: A run of one process.
 ALONE = Ranks()
 
 
-def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each token, fp32; inputs, targets and result are [batch, seq_len]."""
-    logits = model(input_ids=inputs).logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the tokens that count, fp32; inputs and targets are [batch, seq_len].
+
+    The model itself computes it, so that its head and loss run on the engine. Targets of -100 do not count.
+    """
+    loss: Tensor = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+    return loss
 
 
 @torch.no_grad()
@@ -39,8 +43,11 @@ def evaluate(model: nn.Module, batches: Sequence[ValidationBatch], ranks: Ranks 
     model.eval()
     total, tokens = 0.0, 0
     for batch in batches[ranks.index :: ranks.count]:
-        total += token_losses(model, batch.inputs, batch.targets)[: batch.real].double().sum().item()
-        tokens += batch.targets[: batch.real].numel()
+        targets = batch.targets.clone()
+        targets[batch.real :] = IGNORED
+        count = targets[: batch.real].numel()
+        total += count * mean_loss(model, batch.inputs, targets).double().item()
+        tokens += count
     model.train()
     total, tokens_in_all = ranks.sum(total, tokens)
     return total / tokens_in_all
@@ -51,7 +58,7 @@ def accumulate(model: nn.Module, batches: Sequence[Batch]) -> float:
     total = 0.0
     for number, (inputs, targets) in enumerate(batches, 1):
         with _apart(model) if number < len(batches) else nullcontext():
-            loss = token_losses(model, inputs, targets).mean()
+            loss = mean_loss(model, inputs, targets)
             (loss / len(batches)).backward()
         total += loss.item()
     return total / len(batches)
