@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,6 +33,9 @@ from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES
 
+if TYPE_CHECKING:
+    from anew.finetune.options import FinetuneConfig
+
 #: Vocabulary of the small models.
 VOCABULARY = 64
 #: Bytes an element of a host operation's result stands for: two fp32 operands read, one result written.
@@ -43,13 +46,31 @@ LOSS_PROGRAMS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained how: a transformers configuration, tokens of a row, rows, LoRA's rank (0: all weights), bits."""
+    """What is trained how.
+
+    Attributes:
+        config: of transformers. seq_len: tokens of a row. batch_size: rows of a step.
+        lora: rank of adapters on all linear layers; 0: all weights train. base_bits: of frozen weights as constants.
+        tuning: of ``anew finetune``, where what trains is more than a rank says; then ``lora`` is left out.
+    """
 
     config: Any
     seq_len: int
     batch_size: int
     lora: int = 0
     base_bits: int = 0
+    tuning: FinetuneConfig | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether embedding and head are frozen, with all or part of the layers' weights."""
+        return bool(self.lora) or self.tuning is not None
+
+    @property
+    def trained_layers(self) -> int:
+        """Layers that train, counted from the last."""
+        layers: int = self.config.num_hidden_layers
+        return layers if self.tuning is None or self.tuning.num_layers == -1 else self.tuning.num_layers
 
     @property
     def tokens(self) -> int:
@@ -97,15 +118,18 @@ def count_step(setting: Setting, chip: str) -> Counted:
     layers = getattr(setting.config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
         raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
-    one, two = _small(setting, 1, chip), _small(setting, 2, chip)
-    further = two + one * -1.0
-    total = one + further * (layers - 1) + _head(setting, chip)
-    return replace(total, programs=two.programs + LOSS_PROGRAMS)
+    trained = setting.trained_layers
+    one, most = _small(setting, 1, chip), _small(setting, 2, chip)
+    total = one + (most + one * -1.0) * (trained - 1) + _head(setting, chip)
+    if trained < layers:  # below them no gradient is asked for
+        most = _small(setting, 2, chip, trained=1)
+        total += (most + one * -1.0) * (layers - trained)
+    return replace(total, programs=most.programs + LOSS_PROGRAMS)
 
 
-def _small(setting: Setting, layers: int, chip: str) -> Counted:
+def _small(setting: Setting, layers: int, chip: str, trained: int = -1) -> Counted:
     """The amounts of a model of few layers; head, embedding and their part of the loss left out."""
-    model = _build(setting, layers)
+    model = _build(setting, layers, trained)
     device = CountingDevice(load_chip(chip))
     session = Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
     compile_in(model, session)
@@ -153,7 +177,7 @@ def _baked_programs(session: Session, layers: int) -> int:
     return sum(math.ceil((layers - kinds + 1) / size) for size in sizes[:2]) + len(sizes[2:])
 
 
-def _build(setting: Setting, layers: int) -> nn.Module:
+def _build(setting: Setting, layers: int, trained: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(setting.config)
@@ -168,12 +192,13 @@ def _build(setting: Setting, layers: int) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     except Exception as error:  # transformers validates with many types of exception
         raise UserError(f"transformers cannot build this model: {str(error).strip().splitlines()[0]}") from error
-    if not setting.lora:
+    if not setting.tunes:
         return model
-    from anew.finetune.adapt import adapt
+    from anew.finetune.adapt import prepare
     from anew.finetune.options import FinetuneConfig
 
-    return adapt(model, FinetuneConfig(num_layers=-1, lora_parameters={"rank": setting.lora}))
+    tuning = setting.tuning or FinetuneConfig(lora_parameters={"rank": setting.lora})
+    return prepare(model, replace(tuning, num_layers=trained))
 
 
 def _step(model: nn.Module, ids: torch.Tensor) -> None:
@@ -190,7 +215,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     tiling = Tiling.plan(setting.tokens, vocabulary, longest_tile(features, session))
     shape = Shape(tiling.rows, tiling.tiles[0].size, features, tiling.tiles[0].block)
     ports = shape.ports()
-    trained = not setting.lora
+    trained = not setting.tunes
     store = WeightStore(device)
     calls = [compile_function(session, store, "loss forward", forward, ports)]
     ports |= {"largest": (shape.rows, 1)} | ({"cotangent": (shape.rows, features)} if trained else {})

@@ -186,7 +186,7 @@ def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     config = setting.config
     table = float(config.vocab_size * config.hidden_size)
     tied = bool(config.tie_word_embeddings)
-    tables = 0.0 if setting.lora else table * (EMBEDDING + HEAD + (TIED if tied else 0))
+    tables = 0.0 if setting.tunes else table * (EMBEDDING + HEAD + (TIED if tied else 0))
     return {
         "optimizer": ADAMW * counted.trained,
         "clipping": CLIPPING * counted.trained,

@@ -18,8 +18,7 @@ class Run:
 
     Attributes:
         name: what charts and tables call it. folder: where it lies.
-        about: its run.json. Where it holds a ``projection``, that is a row for each chip: ``chip``, ``seconds`` and
-            ``joules`` (or None) of a step, and the relative ``error`` of the projection, 0 to 1.
+        about: its run.json. A run that ended well has a ``projection``, as :func:`anew.estimate.run.projection` says.
         records: its metrics.jsonl, the model as it was given first.
     """
 
