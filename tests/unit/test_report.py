@@ -98,12 +98,13 @@ def test_the_page_says_what_was_run_and_needs_no_network(tmp_path, capsys):
 
 def test_a_projection_is_marked_as_one(tmp_path):
     rows = [{"chip": "m4", "seconds": 0.0123, "low": 0.0111, "high": 0.0157, "joules": 0.0456}]
-    projected = {"compiled_for": "m3", "rows": 4, "tokens": 128, "chips": rows}
+    projected = {"compiled_for": "m3", "rows": 4, "tokens": 128, "chips": rows, "extrapolated": ["guesses"]}
     run = leave(tmp_path / "mine", about=ABOUT | {"projection": projected})
     write_report([run], tmp_path / "r.html")
     shown = visible((tmp_path / "r.html").read_text())
-    assert "<strong>projected</strong>, not measured" in shown
-    assert "one batch of 4 x 128 tokens" in shown
+    assert "<strong>Projected</strong>, not measured" in shown
+    assert "4 x 128 tokens" in shown
+    assert "No measurement stands behind: guesses." in shown
     assert "as compiled for m3" in shown
     assert "12.3 ms" in shown
     assert "11.1 to 15.7 ms" in shown

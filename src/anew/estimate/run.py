@@ -20,8 +20,8 @@ def projection(setting: Setting, chip: str) -> dict[str, Any]:
 
     ``chip`` is the one that the run's programs are compiled for; they are counted once and priced at the rates of
     every chip. ``rows`` and ``tokens`` (of a row) are those of the batch; of each chip ``seconds``, between ``low`` and
-    ``high`` in four of five cases, and ``joules`` (none for waiting: a lower bound). A model that cannot be estimated
-    has a ``reason`` instead of ``chips``.
+    ``high`` in four of five cases, and ``joules`` (none for waiting: a lower bound); ``extrapolated`` says what no
+    measurement stands behind. A model that cannot be estimated has a ``reason`` instead of these.
     """
     found = {"compiled_for": chip, "rows": setting.batch_size, "tokens": setting.seq_len}
     try:
@@ -35,4 +35,4 @@ def projection(setting: Setting, chip: str) -> dict[str, Any]:
         {"chip": s.chip, "seconds": s.seconds, "low": s.low, "high": s.high, "joules": sum(s.joules.values())}
         for s in steps
     ]
-    return {**found, "chips": rows}
+    return {**found, "chips": rows, "extrapolated": list(steps[0].extrapolated)}

@@ -204,12 +204,13 @@ def _projection(runs: Sequence[Run], color: alt.Color) -> Chart | None:
     ]
     if not rows:
         return None
-    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("chip:N").title(None), yOffset=alt.YOffset("run:N"))
-    bars = base.mark_bar().encode(
-        x=alt.X("seconds:Q").title("milliseconds, projected").axis(tickCount=6),
-        color=color,
-        tooltip=["run:N", "chip:N", "seconds:Q", "low:Q", "high:Q"],
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("chip:N").title(None).axis(grid=True), yOffset="run:N", color=color
     )
-    ranges = base.mark_rule(color="currentColor", strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    x = alt.X("seconds:Q").title("milliseconds, projected").scale(type="log").axis(grid=False, tickCount=5, format="~r")
+    points = base.mark_point(filled=True, size=70).encode(
+        x=x, tooltip=["run:N", "chip:N", "seconds:Q", "low:Q", "high:Q"]
+    )
+    ranges = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     about = "Projected, not measured: one batch with its optimizer step on each chip, with the range of the projection"
-    return draw("projection", "Projected time", about, bars + ranges, 36 * len({r["chip"] for r in rows}) * len(runs))
+    return draw("projection", "Projected time", about, ranges + points, 36 * len({r["chip"] for r in rows}) * len(runs))
