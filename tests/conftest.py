@@ -1,10 +1,25 @@
 """Fixtures that several groups of tests share."""
 
+import gc
+import logging
+
 import pytest
 from hypothesis import settings
 
 # Every run tries the same cases, here as in CI; --hypothesis-profile=default draws new ones.
 settings.load_profile("ci")
+
+
+def pytest_collection_finish():
+    """Keep out of the tests' time what serves none of them.
+
+    Garbage is collected less often, and not among what collecting has imported. PyTorch prints every graph it captures
+    as text if its trace has a handler; pytest gives one to each logger whose records do not reach the root.
+    """
+    logging.getLogger("torch.__trace").propagate = True
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture

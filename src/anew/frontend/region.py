@@ -11,6 +11,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from anew.compiler.compile import compile_graph
 from anew.compiler.numbers import numbers_of_host, one_reader_each
@@ -73,15 +74,16 @@ class Region:
             if isinstance(module, GraphModule):
                 canonicalize(module)
         functorch_config.donated_buffer = False  # or autograd refuses retain_graph=True, when it runs too
-        compiled: Compiled = aot_module_simplified(
-            self.module,
-            list(inputs),
-            fw_compiler=self._forward,
-            bw_compiler=self._backward,
-            inference_compiler=self._inference,
-            partition_fn=self._partition,
-            decompositions=DECOMPOSITIONS,
-        )
+        with _use_lazy_graph_module(True):  # the graphs are read, not run: no Python is written for them
+            compiled: Compiled = aot_module_simplified(
+                self.module,
+                list(inputs),
+                fw_compiler=self._forward,
+                bw_compiler=self._backward,
+                inference_compiler=self._inference,
+                partition_fn=self._partition,
+                decompositions=DECOMPOSITIONS,
+            )
         return statistics.wrap(compiled)
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
