@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from anew.chips import load_chip
 from anew.cli.main import main
+from anew.estimate import run
 from anew.estimate.capture import Setting, count_step
 from anew.estimate.counting import CountingDevice
 from anew.estimate.run import projection
@@ -73,18 +74,39 @@ def test_what_tunes_in_part_is_counted_as_in_a_run(tuned: dict[str, Any]) -> Non
     assert counted.trained == trained
 
 
-def test_a_run_is_projected_for_every_chip_or_says_why_not() -> None:
-    found = projection(Setting(small(), 32, 1), "m4")
-    assert json.loads(json.dumps(found)) == found
-    assert [row["chip"] for row in found["chips"]] == list(chip_names())
-    (row,) = (row for row in found["chips"] if row["chip"] == "m4")
-    alone = estimate(Setting(small(), 32, 1), "m4")
-    assert row["seconds"] == pytest.approx(alone.seconds)
+def test_a_run_is_projected_for_every_chip(found: Estimate) -> None:
+    projected = projection(Setting(small(), 32, 1), "m4", "emulator")
+    assert json.loads(json.dumps(projected)) == projected
+    assert [row["chip"] for row in projected["chips"]] == list(chip_names())
+    (row,) = (row for row in projected["chips"] if row["chip"] == "m4")
+    assert row["seconds"] == pytest.approx(found.seconds)
     assert row["low"] < row["seconds"] < row["high"]
-    assert row["joules"] == pytest.approx(sum(alone.joules.values()))
-    refused = projection(Setting(AutoConfig.for_model("t5"), 32, 1), "m4")
+    assert row["joules"] == pytest.approx(sum(found.joules.values()))
+
+
+def test_no_projection_is_one_with_a_reason_and_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = projection(Setting(small(), 32, 1), "m4", "cpu")
+    assert "chips" not in plain
+    assert "plain PyTorch" in plain["reason"]
+    refused = projection(Setting(AutoConfig.for_model("t5"), 32, 1), "m4", "emulator")
     assert "chips" not in refused
     assert "transformers cannot build this model" in refused["reason"]
+
+    def no_rates(chip: str) -> None:
+        raise KeyError(chip)
+
+    monkeypatch.setattr(run, "_counted", {("m4", repr(Setting(small(), 32, 1))): None})
+    monkeypatch.setattr(run, "read_rates", no_rates)
+    assert "chips" not in projection(Setting(small(), 32, 1), "m4", "emulator")
+
+
+def test_runs_of_equal_setting_are_counted_once(monkeypatch: pytest.MonkeyPatch, found: Estimate) -> None:
+    asked: list[Setting] = []
+    monkeypatch.setattr(run, "_counted", {})
+    monkeypatch.setattr(run, "count_step", lambda setting, chip: asked.append(setting) or found.counted)
+    for layers in (2, 3, 3, 2):
+        projection(Setting(small(layers), 32, 1, tuning=FinetuneConfig(num_layers=1)), "m4", "emulator")
+    assert [setting.config.num_hidden_layers for setting in asked] == [2, 3]
 
 
 def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(found: Estimate) -> None:

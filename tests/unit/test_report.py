@@ -86,7 +86,7 @@ def test_the_page_says_what_was_run_and_needs_no_network(tmp_path, capsys):
         "once &lt;/script&gt; upon",
         "erfinv [2] in region 1 forward: no such op",
         "&lt;b&gt;x&lt;/b&gt;",
-        "nothing is projected in this run",
+        "nothing is projected: that is done when a run has ended well",
     ):
         assert text in shown
     assert "by design" not in shown

@@ -36,6 +36,9 @@ from anew.train.model import count_parameters
 from anew.train.resume import Saver
 from anew.train.trackers import Trackers
 
+#: Settings that decide what a step computes besides the model, the batch and the constants of the base.
+DECIDES = ("fine_tune_type", "num_layers", "lora_parameters", "grad_checkpoint")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -167,8 +170,9 @@ def _projection(model: nn.Module, config: FinetuneConfig, batches: Batches) -> d
     """What a batch of the longest rows would take, projected for each chip."""
     settings: Any = model.config
     length = max(batches.lengths())
-    setting = Setting(settings.get_text_config(), length, config.batch_size, base_bits=config.base_bits, tuning=config)
-    return projection(setting, config.chip)
+    tuning = FinetuneConfig(**{name: getattr(config, name) for name in DECIDES})
+    setting = Setting(settings.get_text_config(), length, config.batch_size, base_bits=config.base_bits, tuning=tuning)
+    return projection(setting, config.chip, config.device)
 
 
 def _header(model: nn.Module, config: FinetuneConfig, data: Data) -> list[str]:

@@ -200,7 +200,7 @@ def _projection(runs: Sequence[Run], color: alt.Color) -> Chart | None:
     rows = [
         {"run": run.name, "chip": row["chip"], **{what: 1e3 * row[what] for what in ("seconds", "low", "high")}}
         for run in runs
-        for row in run.about.get("projection", {}).get("chips", [])
+        for row in run.projection.get("chips", [])
     ]
     if not rows:
         return None

@@ -105,7 +105,8 @@ def run(
             record["sample"] = _show_samples(model, corpus, config, display)
             with loop.aside("projection"):
                 settings: Any = model.config
-                record["projection"] = projection(Setting(settings, config.seq_len, config.batch_size), config.chip)
+                setting = Setting(settings, config.seq_len, config.batch_size)
+                record["projection"] = projection(setting, config.chip, config.device)
 
     title = f"{config.name}: {describe_device(statistics(model, config))}"
     conduct(loop, records, config.out, record, title, finish, trackers, ranks.any)
