@@ -56,7 +56,8 @@ def chips_page() -> str:
     return f"""# What each chip can do
 
 From the data files in `src/anew/chips`; `python -m evidence corpus` writes this page. A value is measured on silicon
-(m), derived from measurements or carried over from a neighbouring generation (d), or claimed without a measurement (c).
+(`m`), derived from measurements or carried over from a neighbouring generation (`d`), or claimed without a measurement
+(`c`).
 
 {_table(("row", *known_chips(), "source:"), _facts(chips))}
 

@@ -31,6 +31,7 @@ def _value(action: argparse.Action) -> str:
 
 
 def _cell(text: str) -> str:
+    """Text that Markdown leaves alone in a table; what stands in backticks needs none of it."""
     return text.replace("|", "\\|").replace("{", "&#123;").replace("*", "\\*")
 
 
@@ -39,6 +40,6 @@ def page() -> str:
     parts = ["# Command line\n", "`anew VERB --help` says the same. `ANEW_DEBUG=1` shows the traceback of an error.\n"]
     for name, parser in verbs().items():
         parts.append(f"## anew {name}\n\n{parser.description}\n\n| flag | what it does |\n|---|---|")
-        parts += [f"| `{_cell(flag)}` | {_cell(text)} |" for flag, text in flags(parser)]
+        parts += [f"| `{flag}` | {_cell(text)} |" for flag, text in flags(parser)]
         parts.append("")
     return "\n".join(parts)

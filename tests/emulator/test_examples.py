@@ -8,8 +8,11 @@ import sys
 from typing import Any
 
 import pytest
+from peft import PeftModel
+from transformers import LlamaForCausalLM
 
 from evidence.record import ROOT
+from tests.pretrained import save_pretrained
 
 pytestmark = pytest.mark.usefixtures("fresh")
 CHANCE = 0.25
@@ -44,6 +47,21 @@ def test_the_custom_operation_falls_back_and_strict_names_it(example, capsys):
     ]
     assert len(errors) == 8
     assert max(errors) < 5e-3
+
+
+def test_lora_with_the_trainer_follows_plain_pytorch(example, llama, tmp_path):
+    base = save_pretrained(llama(vocab_size=261), tmp_path / "base")
+    (tmp_path / "text.txt").write_text("It is a truth universally acknowledged. " * 20)
+    flags = f"--model {base} --data {tmp_path}/text.txt --length 32 --rank 4 --use_cpu --max_steps 12 --logging_steps 1"
+    losses = {}
+    for device in ("emulator", "cpu"):
+        own = f"--device {device} --learning_rate 1e-2 --report_to none --output_dir {tmp_path / device}"
+        trainer = example("lora").main([*flags.split(), *own.split()])
+        losses[device] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses["emulator"] == pytest.approx(losses["cpu"], rel=5e-3)
+    assert losses["emulator"][-1] < 0.95 * losses["emulator"][0]
+    tuned = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "emulator")
+    assert any(x.abs().max() > 0 for name, x in tuned.named_parameters() if "lora_B" in name)
 
 
 def test_an_example_runs_as_a_script():

@@ -1,6 +1,7 @@
 """Projected steps: what two small models give for many layers is what a device counts in a run of them all."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from anew.chips import load_chip
 from anew.cli.main import main
-from anew.estimate.capture import Setting, count_step
+from anew.estimate import run
+from anew.estimate.capture import Setting, count_step, lasting
 from anew.estimate.counting import CountingDevice
+from anew.estimate.run import projection
 from anew.estimate.step import Estimate, estimate
+from anew.finetune.adapt import prepare
+from anew.finetune.options import FinetuneConfig
 from anew.frontend.model import compile_in
 from anew.frontend.options import Options
 from anew.frontend.session import Session
 from anew.projection import Work, read_rates
+from anew.projection.rates import chip_names
 from anew.train.presets import llama
 
 LAYERS = 3
@@ -25,18 +31,20 @@ def small(layers: int = LAYERS, **changes: object) -> object:
     return AutoConfig.for_model(**settings, use_cache=False)
 
 
-def counted_in_a_run(config: object, seq_len: int) -> tuple[Work, int]:
-    """The work of one step of the whole model, and its parameters."""
+def counted_in_a_run(config: object, seq_len: int, tuning: FinetuneConfig | None = None) -> tuple[Work, int]:
+    """The work of one step of the whole model, and the parameters that train."""
     device = CountingDevice(load_chip("m4"))
     model = AutoModelForCausalLM.from_config(config)
+    model = model if tuning is None else prepare(model.train(), tuning)
+    trained = [p for p in model.parameters() if p.requires_grad]
     session = Session(Options(device="null", chip="m4"), device)
     compile_in(model, session)
     ids = torch.zeros(1, seq_len, dtype=torch.int64)
     for _ in range(2):
-        device.reset()
+        device.reset(lasting(model, session))
         loss = model(input_ids=ids, labels=ids).loss
-        torch.autograd.grad(loss, list(model.parameters()))
-    return device.total(session.plans), sum(p.numel() for p in model.parameters())
+        torch.autograd.grad(loss, trained)
+    return device.total(session.plans), sum(p.numel() for p in trained)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,58 @@ def test_layers_beyond_the_second_and_the_true_vocabulary_are_counted_as_in_a_ru
     work, parameters = counted_in_a_run(small(), 32)
     assert found.counted.work == work
     assert found.counted.parameters == found.counted.trained == parameters
+
+
+@pytest.mark.parametrize(
+    "tuned",
+    [
+        {"num_layers": 2, "lora_parameters": {"rank": 4}},
+        {"num_layers": -1, "lora_parameters": {"rank": 4, "keys": ["self_attn.q_proj"]}, "grad_checkpoint": True},
+        {"num_layers": 1, "fine_tune_type": "full"},
+    ],
+    ids=["adapters of the last layers", "checkpointing", "weights of the last layer"],
+)
+def test_what_tunes_in_part_is_counted_as_in_a_run(tuned: dict[str, Any]) -> None:
+    tuning = FinetuneConfig(**tuned)
+    counted = count_step(Setting(small(4), 32, 1, tuning=tuning), "m4")
+    work, trained = counted_in_a_run(small(4), 32, tuning)
+    assert counted.work == work
+    assert counted.trained == trained
+
+
+def test_a_run_is_projected_for_every_chip(found: Estimate) -> None:
+    projected = projection(Setting(small(), 32, 1), "m4", "emulator")
+    assert json.loads(json.dumps(projected)) == projected
+    assert [row["chip"] for row in projected["chips"]] == list(chip_names())
+    (row,) = (row for row in projected["chips"] if row["chip"] == "m4")
+    assert row["seconds"] == pytest.approx(found.seconds)
+    assert row["low"] < row["seconds"] < row["high"]
+    assert row["joules"] == pytest.approx(sum(found.joules.values()))
+
+
+def test_no_projection_is_one_with_a_reason_and_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = projection(Setting(small(), 32, 1), "m4", "cpu")
+    assert "chips" not in plain
+    assert "plain PyTorch" in plain["reason"]
+    refused = projection(Setting(AutoConfig.for_model("t5"), 32, 1), "m4", "emulator")
+    assert "chips" not in refused
+    assert "transformers cannot build this model" in refused["reason"]
+
+    def no_rates(chip: str) -> None:
+        raise KeyError(chip)
+
+    monkeypatch.setattr(run, "_counted", {("m4", repr(Setting(small(), 32, 1))): None})
+    monkeypatch.setattr(run, "read_rates", no_rates)
+    assert "chips" not in projection(Setting(small(), 32, 1), "m4", "emulator")
+
+
+def test_runs_of_equal_setting_are_counted_once(monkeypatch: pytest.MonkeyPatch, found: Estimate) -> None:
+    asked: list[Setting] = []
+    monkeypatch.setattr(run, "_counted", {})
+    monkeypatch.setattr(run, "count_step", lambda setting, chip: asked.append(setting) or found.counted)
+    for layers in (2, 3, 3, 2):
+        projection(Setting(small(layers), 32, 1, tuning=FinetuneConfig(num_layers=1)), "m4", "emulator")
+    assert [setting.config.num_hidden_layers for setting in asked] == [2, 3]
 
 
 def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(found: Estimate) -> None:

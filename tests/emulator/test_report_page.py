@@ -11,7 +11,19 @@ from anew.cli.main import main
 from evidence.browser import MISSING, browser, drawn, show
 
 TEXT = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
-CHARTS = {"loss", "rate", "norm", "scale", "rescaled", "seconds", "speed", "memory", "split", "placement-0"}
+CHARTS = {
+    "loss",
+    "rate",
+    "norm",
+    "scale",
+    "rescaled",
+    "seconds",
+    "speed",
+    "memory",
+    "split",
+    "placement-0",
+    "projection",
+}
 #: For each chart: its accessible name, how many marks have one, and the sizes of its texts in CSS pixels.
 LOOK = """
 return Object.fromEntries([...document.querySelectorAll(".drawing")].map(figure => [figure.id.replace("chart-", ""), {
@@ -19,6 +31,9 @@ return Object.fromEntries([...document.querySelectorAll(".drawing")].map(figure 
   marks: figure.querySelectorAll("svg [role=graphics-symbol]:not([aria-hidden])").length,
   texts: [...figure.querySelectorAll("svg text")].filter(text => text.textContent)
     .map(text => parseFloat(getComputedStyle(text).fontSize)),
+  cut: [...figure.querySelectorAll("svg text")].filter(text => text.textContent &&
+    text.getBoundingClientRect().right > figure.querySelector("svg").getBoundingClientRect().right + 1)
+    .map(text => text.textContent),
   beyond: figure.querySelector("svg").getBoundingClientRect().right - figure.getBoundingClientRect().right,
 }]));
 """
@@ -73,7 +88,10 @@ def test_a_run_leaves_its_report(runs):
     samples = {r["iteration"]: r["sample"] for r in map(json.loads, lines) if r["sample"]}
     assert list(samples) == [0, 2, 4, 6]
     assert all(0 < json.loads(line)["device_seconds"] <= json.loads(line)["seconds"] for line in lines[1:])
-    assert {"saving", "samples", "validation"} < about["seconds"].keys()
+    assert {"saving", "samples", "validation", "projection"} < about["seconds"].keys()
+    projected = about["projection"]
+    assert (projected["rows"], projected["tokens"]) == (2, 32)
+    assert {"m1", "m4", "m5"} < {row["chip"] for row in projected["chips"]}
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -93,6 +111,7 @@ def test_the_page_in_a_browser(runs, tmp_path, dark):
                     assert chart["marks"] > 0, name
                     assert min(chart["texts"]) >= 12, name
                     assert chart["beyond"] <= 1, name
+                    assert not chart["cut"], name
                 read = driver.execute_script(READ)
                 assert read["contrast"] >= 4.5
                 assert read["size"] >= 14

@@ -86,7 +86,7 @@ def test_the_page_says_what_was_run_and_needs_no_network(tmp_path, capsys):
         "once &lt;/script&gt; upon",
         "erfinv [2] in region 1 forward: no such op",
         "&lt;b&gt;x&lt;/b&gt;",
-        "nothing is projected in this run",
+        "nothing is projected: that is done when a run has ended well",
     ):
         assert text in shown
     assert "by design" not in shown
@@ -97,15 +97,28 @@ def test_the_page_says_what_was_run_and_needs_no_network(tmp_path, capsys):
 
 
 def test_a_projection_is_marked_as_one(tmp_path):
-    rows = [{"chip": "m4", "seconds": 0.0123, "joules": None, "error": 0.25}]
-    run = leave(tmp_path / "mine", about=ABOUT | {"projection": rows})
+    rows = [{"chip": "m4", "seconds": 0.0123, "low": 0.0111, "high": 0.0157, "joules": 0.0456}]
+    projected = {"compiled_for": "m3", "rows": 4, "tokens": 128, "chips": rows, "extrapolated": ["guesses"]}
+    run = leave(tmp_path / "mine", about=ABOUT | {"projection": projected})
     write_report([run], tmp_path / "r.html")
     shown = visible((tmp_path / "r.html").read_text())
-    assert "<strong>projected</strong>, not measured" in shown
-    assert "0.0123 s" in shown
-    assert "not projected" in shown
-    assert "25 %" in shown
+    assert "<strong>Projected</strong>, not measured" in shown
+    assert "4 x 128 tokens" in shown
+    assert "No measurement stands behind: guesses." in shown
+    assert "as compiled for m3" in shown
+    assert "12.3 ms" in shown
+    assert "11.1 to 15.7 ms" in shown
+    assert f"{4 * 128 / 0.0123:,.0f}" in shown
+    assert "0.046 J" in shown
     assert any(chart.id == "chart-projection" for chart in charts([read_run(run)]))
+
+
+def test_a_run_without_a_projection_says_why(tmp_path):
+    refused = leave(tmp_path / "refused", about=ABOUT | {"projection": {"reason": "its loss is its own"}})
+    write_report([refused, leave(tmp_path / "stopped")], tmp_path / "r.html")
+    shown = visible((tmp_path / "r.html").read_text())
+    assert "refused: nothing is projected: its loss is its own." in shown
+    assert "stopped: nothing is projected: that is done when a run has ended well." in shown
 
 
 def test_many_long_runs_fit_into_two_megabytes(tmp_path):

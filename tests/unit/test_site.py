@@ -65,6 +65,32 @@ def test_every_public_name_is_documented():
     assert set(anew.__all__) - api.members().keys() == {"__version__"}
 
 
+def test_what_public_functions_return_is_documented_attribute_by_attribute():
+    import dataclasses
+    import inspect
+
+    page = api.page()
+    for name, value in api.classes().items():
+        assert f"\n## {name}\n" in page
+        about = inspect.getdoc(value) or ""
+        assert len(about) > 30, name
+        for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            assert re.search(rf"\b{field.name}\b", about), f"{name}.{field.name}"
+    functions = filter(inspect.isfunction, map(api.members().get, anew.__all__))
+    returned = {inspect.signature(function).return_annotation for function in functions}
+    assert len(returned) > 4
+    named = {word for annotation in returned for word in re.findall(r"\b[A-Z]\w+", str(annotation))}
+    known = {value.__name__ for value in api.classes().values()} | {"None", "Any", "Iterator", "Module", "Tensor"}
+    assert named <= known
+
+
+def test_flags_stand_on_the_page_as_they_are_written():
+    page = command_line.page()
+    for name, parser in command_line.verbs().items():
+        for flag, _ in command_line.flags(parser):
+            assert f"| `{flag}` |" in page, name
+
+
 def test_every_argument_of_a_public_function_is_described():
     import inspect
 

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -36,6 +36,9 @@ from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES, from_memory
 
+if TYPE_CHECKING:
+    from anew.finetune.options import FinetuneConfig
+
 #: Vocabulary of the small models.
 VOCABULARY = 64
 #: Bytes an element of a host operation's result stands for: two fp32 operands read, one result written.
@@ -46,13 +49,31 @@ LOSS_PROGRAMS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained how: a transformers configuration, tokens of a row, rows, LoRA's rank (0: all weights), bits."""
+    """What is trained how.
+
+    Attributes:
+        config: of transformers. seq_len: tokens of a row. batch_size: rows of a step.
+        lora: rank of adapters on all linear layers; 0: all weights train. base_bits: of frozen weights as constants.
+        tuning: of ``anew finetune``, where what trains is more than a rank says; then ``lora`` is left out.
+    """
 
     config: Any
     seq_len: int
     batch_size: int
     lora: int = 0
     base_bits: int = 0
+    tuning: FinetuneConfig | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether embedding and head are frozen, with all or part of the layers' weights."""
+        return bool(self.lora) or self.tuning is not None
+
+    @property
+    def trained_layers(self) -> int:
+        """Layers that train, counted from the last."""
+        layers: int = self.config.num_hidden_layers
+        return layers if self.tuning is None or self.tuning.num_layers == -1 else self.tuning.num_layers
 
     @property
     def tokens(self) -> int:
@@ -106,13 +127,16 @@ def count_step(setting: Setting, chip: str) -> Counted:
     layers = getattr(setting.config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
         raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
+    trained = setting.trained_layers
     session = _session(setting, chip)
     one = _small(setting, 1, session)
     gc.collect()  # the model that is gone hands back its buffers
-    two = _small(setting, 2, _session(setting, chip) if setting.base_bits else session)
-    further = two + one * -1.0
-    total = one + further * (layers - 1) + _head(setting, chip)
-    return replace(total, programs=two.programs + LOSS_PROGRAMS)
+    most = _small(setting, 2, _session(setting, chip) if setting.base_bits else session)
+    total = one + (most + one * -1.0) * (trained - 1) + _head(setting, chip)
+    if trained < layers:  # below them no gradient is asked for
+        most = _small(setting, 2, _session(setting, chip), trained=1)
+        total += (most + one * -1.0) * (layers - trained)
+    return replace(total, programs=most.programs + LOSS_PROGRAMS)
 
 
 def _session(setting: Setting, chip: str) -> Session:
@@ -120,12 +144,12 @@ def _session(setting: Setting, chip: str) -> Session:
     return Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
 
 
-def _small(setting: Setting, layers: int, session: Session) -> Counted:
+def _small(setting: Setting, layers: int, session: Session, trained: int = -1) -> Counted:
     """The amounts of a model of few layers; head, embedding and their part of the loss left out.
 
     Models in one session share the programs of their layers; constants in them are of one model, which needs its own.
     """
-    model, device = _build(setting, layers), session.device
+    model, device = _build(setting, layers, trained), session.device
     assert isinstance(device, CountingDevice)
     compile_in(model, session)
     ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
@@ -138,7 +162,7 @@ def _small(setting: Setting, layers: int, session: Session) -> Counted:
             _written(model, session)
             optimizer.zero_grad()
         model.zero_grad()
-        device.reset(filled=optimizer is not None)
+        device.reset(() if optimizer is None else lasting(model, session))
         with recorder:
             _step(model, ids)
     verdict = verdict_of(model)
@@ -181,6 +205,12 @@ def _optimizer(model: nn.Module) -> Any:
     return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
 
 
+def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
+    """The buffers of weights that the host does not convert in each step: frozen ones, those that an optimizer writes."""
+    there = [p for p in model.parameters() if not p.requires_grad or session.held.holds(p)]
+    return [entry[0].buffer for p in there if (entry := session.weights.rewritable(p)) is not None]
+
+
 def _written(model: nn.Module, session: Session) -> None:
     """Let the weights' buffers be as the optimizer's pass leaves them, which takes longer to compile than one step."""
     mark = importlib.import_module("anew.frontend.staleness").mark
@@ -209,7 +239,7 @@ def _baked_programs(session: Session, layers: int) -> int:
     return sum(math.ceil((layers - kinds + 1) / size) for size in sizes[:2]) + len(sizes[2:])
 
 
-def _build(setting: Setting, layers: int) -> nn.Module:
+def _build(setting: Setting, layers: int, trained: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(setting.config)
@@ -224,12 +254,13 @@ def _build(setting: Setting, layers: int) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     except Exception as error:  # transformers validates with many types of exception
         raise UserError(f"transformers cannot build this model: {str(error).strip().splitlines()[0]}") from error
-    if not setting.lora:
+    if not setting.tunes:
         return model
-    from anew.finetune.adapt import adapt
+    from anew.finetune.adapt import prepare
     from anew.finetune.options import FinetuneConfig
 
-    return adapt(model, FinetuneConfig(num_layers=-1, lora_parameters={"rank": setting.lora}))
+    tuning = setting.tuning or FinetuneConfig(lora_parameters={"rank": setting.lora})
+    return prepare(model, replace(tuning, num_layers=trained))
 
 
 def _step(model: nn.Module, ids: torch.Tensor) -> None:
@@ -245,7 +276,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     tiling = Tiling.plan(setting.tokens, vocabulary, longest_tile(features, session))
     shape = Shape(tiling.rows, tiling.tiles[0].size, features, tiling.tiles[0].block)
     ports = shape.ports()
-    trained = not setting.lora
+    trained = not setting.tunes
     store = WeightStore(device)
     calls = [compile_function(session, store, "loss forward", forward, ports)]
     ports |= {"largest": (shape.rows, 1)} | ({"cotangent": (shape.rows, features)} if trained else {})

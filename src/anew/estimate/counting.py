@@ -61,11 +61,11 @@ class CountingDevice(NullDevice):
         self.buffers: NumberedPool = NumberedPool(self.buffers.row_bytes)
         self.reset()
 
-    def reset(self, *, filled: bool = False) -> None:
-        """Forget the runs so far; with ``filled``, what they left in buffers is still there."""
+    def reset(self, filled: Iterable[Tensor] = ()) -> None:
+        """Forget the runs so far, except that these buffers hold what is read from them."""
         self.work: defaultdict[str, Work] = defaultdict(Work)
         self.convolutions = False
-        self.filled: set[Lease] = self.filled if filled else set()
+        self.filled: set[Lease] = {self.buffers.number(buffer) for buffer in filled}
         self.results: Counter[Result] = Counter()
         self.writers: dict[Lease, Result] = {}
 

@@ -57,7 +57,7 @@ def tables(config: Any) -> float:
 def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     """Bytes that the host reads and writes in a step between the programs, by what for."""
     config = setting.config
-    table = 0.0 if setting.lora else float(config.vocab_size * config.hidden_size)
+    table = 0.0 if setting.tunes else float(config.vocab_size * config.hidden_size)
     return {
         "optimizer": ADAMW * counted.trained,
         "clipping": clipping(counted),

@@ -229,7 +229,7 @@ def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) 
     Embedding and head are not among them: a step begins with the one and cannot wait.
     """
     config = setting.config
-    layers = counted.trained - (0 if setting.lora else tables(config))
+    layers = counted.trained - (0 if setting.tunes else tables(config))
     traffic = ADAMW * layers
     forward = sum(times(counted.forward, rates, machine).values())
     moved = counted.forward.weight_bytes + CONVERSION_BYTES * (counted.forward.read + counted.forward.write)

@@ -13,6 +13,21 @@ from anew.adapters.dora import let_dynamo_capture_dora
 from anew.errors import UserError
 from anew.finetune.options import LORA_PARAMETERS, FinetuneConfig
 from anew.frontend.layers import repeated_layers
+from anew.models.quiet import quiet
+
+
+def prepare(model: nn.Module, config: FinetuneConfig) -> nn.Module:
+    """Return a model that trains as configured: :func:`adapt`, and with ``grad_checkpoint`` activations computed twice.
+
+    Raises UserError as :func:`adapt` does.
+    """
+    model = adapt(model, config)
+    if config.grad_checkpoint:
+        checkpointing: Any = model
+        checkpointing.config.use_cache = False  # it does not go with checkpoints, and training has no use for it
+        with quiet():  # transformers renames what it is called by
+            checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def adapt(model: nn.Module, config: FinetuneConfig) -> nn.Module:

@@ -14,7 +14,9 @@ from torch import nn
 from anew.adapters import load_weights
 from anew.adapters.forms import MLX_WEIGHTS
 from anew.errors import UserError
-from anew.finetune.adapt import adapt, describe_trainable
+from anew.estimate.capture import Setting
+from anew.estimate.run import projection
+from anew.finetune.adapt import describe_trainable, prepare
 from anew.finetune.batches import Batches
 from anew.finetune.estimate import check_memory, check_weights
 from anew.finetune.examples import Encoder, Example, fit, stop_tokens
@@ -24,7 +26,6 @@ from anew.finetune.preview import preview, stop_warning
 from anew.finetune.rows import read_rows
 from anew.finetune.sample import sample
 from anew.models import load
-from anew.models.quiet import quiet
 from anew.report import REPORT
 from anew.train.checkpoint import Checkpoint
 from anew.train.conduct import conduct, describe_result, first_record, open_folder, records_until
@@ -34,6 +35,9 @@ from anew.train.memory import keep_freed_memory
 from anew.train.model import count_parameters
 from anew.train.resume import Saver
 from anew.train.trackers import Trackers
+
+#: Settings that decide what a step computes besides the model, the batch and the constants of the base.
+DECIDES = ("fine_tune_type", "num_layers", "lora_parameters", "grad_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,9 @@ def _train(
     checkpoints = open_folder(config, config.keep, display, resumed=checkpoint is not None)
     saver = Saver(checkpoints, config, config.data, data.digest, trained_only=True)
     records = records_until(saver, checkpoint, display)
-    model = _prepare(model, config)
+    model = prepare(model, config)
+    if config.resume_adapter_file is not None:
+        load_weights(model, config.resume_adapter_file)
     needed = check_memory(model, config, data.train)
     model = place(model, config)
     for line in _header(model, config, data):
@@ -145,8 +151,14 @@ def _train(
         "lengths": data.train.lengths(),
         "estimated_memory": None if needed is None else needed / 1e9,
     }
+
+    def finish() -> None:
+        if not loop.history.interrupted:
+            with loop.aside("projection"):
+                record["projection"] = _projection(model, config, loop.train)
+
     title = f"{config.model}: {describe_device(statistics(model, config))}"
-    conduct(loop, records, config.adapter_path, record, title, lambda: None, trackers)
+    conduct(loop, records, config.adapter_path, record, title, finish, trackers)
     if not loop.history.interrupted:
         display.say(f"Saved final weights to {config.adapter_path / MLX_WEIGHTS}.")
     display.say(describe_result(loop.history, time.perf_counter() - started))
@@ -154,16 +166,13 @@ def _train(
     return model, not loop.history.interrupted
 
 
-def _prepare(model: nn.Module, config: FinetuneConfig) -> nn.Module:
-    model = adapt(model, config)
-    if config.resume_adapter_file is not None:
-        load_weights(model, config.resume_adapter_file)
-    if config.grad_checkpoint:
-        checkpointing: Any = model
-        checkpointing.config.use_cache = False  # it does not go with checkpoints, and training has no use for it
-        with quiet():  # transformers renames what it is called by
-            checkpointing.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
+def _projection(model: nn.Module, config: FinetuneConfig, batches: Batches) -> dict[str, Any]:
+    """What a batch of the longest rows would take, projected for each chip."""
+    settings: Any = model.config
+    length = max(batches.lengths())
+    tuning = FinetuneConfig(**{name: getattr(config, name) for name in DECIDES})
+    setting = Setting(settings.get_text_config(), length, config.batch_size, base_bits=config.base_bits, tuning=tuning)
+    return projection(setting, config.chip, config.device)
 
 
 def _header(model: nn.Module, config: FinetuneConfig, data: Data) -> list[str]:

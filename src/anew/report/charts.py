@@ -196,19 +196,21 @@ def _label(part: dict[str, Any]) -> str:
 
 
 def _projection(runs: Sequence[Run], color: alt.Color) -> Chart | None:
-    """Projected seconds of a step by chip, where the record of a run has them."""
-    rows = [{"run": run.name, **row} for run in runs for row in run.about.get("projection", [])]
+    """Projected milliseconds of a batch by chip, with their ranges, where the record of a run has them."""
+    rows = [
+        {"run": run.name, "chip": row["chip"], **{what: 1e3 * row[what] for what in ("seconds", "low", "high")}}
+        for run in runs
+        for row in run.projection.get("chips", [])
+    ]
     if not rows:
         return None
-    drawn = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_bar()
-        .encode(
-            x=alt.X("seconds:Q").title("seconds of a step, projected"),
-            y=alt.Y("chip:N").title(None),
-            yOffset="run:N",
-            color=color,
-            tooltip=["run:N", "chip:N", "seconds:Q", "error:Q"],
-        )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("chip:N").title(None).axis(grid=True), yOffset="run:N", color=color
     )
-    return draw("projection", "Projected time of a step", "Projected, not measured: seconds of a step by chip", drawn)
+    x = alt.X("seconds:Q").title("milliseconds, projected").scale(type="log").axis(grid=False, tickCount=5, format="~r")
+    points = base.mark_point(filled=True, size=70).encode(
+        x=x, tooltip=["run:N", "chip:N", "seconds:Q", "low:Q", "high:Q"]
+    )
+    ranges = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
+    about = "Projected, not measured: one batch with its optimizer step on each chip, with the range of the projection"
+    return draw("projection", "Projected time", about, ranges + points, 36 * len({r["chip"] for r in rows}) * len(runs))

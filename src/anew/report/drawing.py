@@ -34,6 +34,7 @@ CONFIG: dict[str, Any] = {
         "titleColor": "currentColor",
         "labelFontSize": 13,
         "orient": "top",
+        "layout": {"top": {"direction": "vertical", "anchor": "start"}},
         "title": None,
         "columns": 2,
         "labelLimit": 260,

@@ -18,15 +18,19 @@ class Run:
 
     Attributes:
         name: what charts and tables call it. folder: where it lies.
-        about: its run.json. Where it holds a ``projection``, that is a row for each chip: ``chip``, ``seconds`` and
-            ``joules`` (or None) of a step, and the relative ``error`` of the projection, 0 to 1.
-        records: its metrics.jsonl, the model as it was given first.
+        about: its run.json. records: its metrics.jsonl, the model as it was given first.
     """
 
     name: str
     folder: Path
     about: dict[str, Any]
     records: list[Record]
+
+    @property
+    def projection(self) -> dict[str, Any]:
+        """What its step would take on each chip, as :func:`anew.estimate.run.projection` says; empty if cut off."""
+        found: dict[str, Any] = self.about.get("projection", {})
+        return found
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:

@@ -163,11 +163,11 @@ class Loop(ABC):
     def _save(self) -> None:
         settle(self.optimizer)
         if self.saver is not None:
-            with self._aside("saving"):
+            with self.aside("saving"):
                 self.saver.save(self)
 
     @contextmanager
-    def _aside(self, what: str) -> Iterator[None]:
+    def aside(self, what: str) -> Iterator[None]:
         """Add the time of a block to that spent besides training steps."""
         started = time.perf_counter()
         try:
@@ -203,7 +203,7 @@ class Loop(ABC):
         self._report(done, taken, energy, on_device, val_loss, self._sample(done) if due else None)
 
     def _validate(self, iteration: int) -> float | None:
-        with self._aside("validation"):
+        with self.aside("validation"):
             settle(self.optimizer)
             started = time.perf_counter()
             loss = self.validation_loss()
@@ -216,7 +216,7 @@ class Loop(ABC):
         number = iteration // self.config.val_every
         if self.sampler is None or (number & (number - 1) and iteration != self.config.steps):
             return None
-        with self._aside("samples"):
+        with self.aside("samples"):
             settle(self.optimizer)
             return self.sampler()
 

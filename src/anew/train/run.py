@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from anew.errors import UserError
+from anew.estimate.capture import Setting
+from anew.estimate.run import projection
 from anew.llama2c import read_tokens
 from anew.llama2c.tokens import SUFFIX as TOKEN_FILE
 from anew.report import REPORT
@@ -101,6 +103,10 @@ def run(
         save_model(model, corpus.tokenizer, config.out / "model")
         if not loop.history.interrupted:
             record["sample"] = _show_samples(model, corpus, config, display)
+            with loop.aside("projection"):
+                settings: Any = model.config
+                setting = Setting(settings, config.seq_len, config.batch_size)
+                record["projection"] = projection(setting, config.chip, config.device)
 
     title = f"{config.name}: {describe_device(statistics(model, config))}"
     conduct(loop, records, config.out, record, title, finish, trackers, ranks.any)

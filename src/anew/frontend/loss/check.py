@@ -26,7 +26,11 @@ CLOSE = 0.05
 
 @dataclass(frozen=True)
 class LossVerdict:
-    """Whether a model's loss comes from the loss region, and why; ``used`` is None until a batch has been checked."""
+    """Whether a model's loss comes from the loss region, and why.
+
+    Attributes:
+        used: None until a batch has been checked. reason: a sentence.
+    """
 
     used: bool | None
     reason: str
