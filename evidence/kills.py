@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anew.errors import UserError
 from anew.train.checkpoint import Checkpoints, open_checkpoint, step_of
@@ -39,28 +40,49 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
 
 
+class Process(Protocol):
+    """What is asked of a process, as subprocess.Popen gives it."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; negative if it was killed."""
+
+    def poll(self) -> int | None:
+        """Return ``returncode``, None while it runs."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def communicate(self) -> tuple[Any, Any]:
+        """Wait for the end; return what it printed to standard output and to standard error."""
+
+
+def popen(words: list[str]) -> Process:
+    """Start `anew`."""
+    return subprocess.Popen([*ANEW, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def command(folder: Path, name: str, device: str, steps: int) -> list[str]:
-    """The command that starts a run; its inputs are written to the folder."""
+    """The arguments of `anew` that start a run; its inputs are written to the folder."""
     (folder / "small.json").write_text(json.dumps(MODEL))
     (folder / "text.txt").write_text((record.ROOT / "data" / "austen.txt").read_text()[:40_000])
     paths = ["--preset", f"{folder}/small.json", "--data", f"{folder}/text.txt", "--out", f"{folder}/{name}"]
     words = f"--seq-len 32 --batch-size 2 --steps {steps} --val-every 10 --save-every {SAVE_EVERY} --lr 0.003"
-    return [*ANEW, "train", *paths, *words.split(), "--device", device]
+    return ["train", *paths, *words.split(), "--device", device]
 
 
 def resumed(run: Path, start: list[str]) -> list[str]:
-    """The command that goes on with a run, or starts it if no checkpoint was written yet."""
-    return [*ANEW, "train", "--resume", str(run)] if Checkpoints(run).latest() else start
+    """The arguments that go on with a run, or start it if no checkpoint was written yet."""
+    return ["train", "--resume", str(run)] if Checkpoints(run).latest() else start
 
 
-def kill_at_random(words: list[str], run: Path, moments: random.Random, most: int) -> bool:
-    """Run a command and kill it, one time in five while it starts, else after up to `most` saves; False if it ended.
+def kill_at_random(process: Process, run: Path, moments: random.Random, most: int, starting: float) -> bool:
+    """Kill a process, one time in five while it starts, else after up to `most` saves; False if it ended.
 
     The last wait is shorter than a few steps, so that the kill may come in a step, in a save or between.
     """
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if moments.random() < 0.2:
-        time.sleep(moments.uniform(0, 4))
+        time.sleep(moments.uniform(0, starting))
     else:
         for _ in range(moments.randint(1, most)):
             saved = _latest(run)
@@ -68,10 +90,15 @@ def kill_at_random(words: list[str], run: Path, moments: random.Random, most: in
                 time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.03))
     process.kill()
+    return wait_for(process) != 0
+
+
+def wait_for(process: Process) -> int:
+    """Return how a process ended, 0 or the negative number of a signal; RuntimeError if it failed by itself."""
     _, error = process.communicate()
-    if process.returncode > 0:
-        raise RuntimeError(f"{words}: {error.decode()}")
-    return process.returncode != 0
+    if process.returncode is None or process.returncode > 0:
+        raise RuntimeError(error)
+    return process.returncode
 
 
 def _latest(run: Path) -> int:
@@ -92,17 +119,28 @@ def broken(run: Path) -> list[str]:
     return found
 
 
-def survive(folder: Path, kills: int, steps: int, device: str, seed: int = 0) -> dict[str, Any]:
-    """Kill and resume a run; returns how often and where it was killed, what broke, and whether metrics are equal."""
-    subprocess.run(command(folder, "whole", device, steps), stdout=subprocess.DEVNULL, check=True)
+def survive(
+    folder: Path,
+    kills: int,
+    steps: int,
+    device: str,
+    seed: int = 0,
+    launch: Callable[[list[str]], Process] = popen,
+    starting: float = 4.0,
+) -> dict[str, Any]:
+    """Kill and resume a run; returns how often and where it was killed, what broke, and whether metrics are equal.
+
+    ``launch`` starts `anew` with the given arguments, which takes ``starting`` seconds.
+    """
+    wait_for(launch(command(folder, "whole", device, steps)))
     start = command(folder, "killed", device, steps)
     run, moments, at, wrong = folder / "killed", random.Random(seed), [], []
     partial, most = 0, steps // (SAVE_EVERY * kills) - 4
-    while len(at) < kills and kill_at_random(resumed(run, start), run, moments, most):
+    while len(at) < kills and kill_at_random(launch(resumed(run, start)), run, moments, most, starting):
         at.append(_latest(run))
         partial += bool(Checkpoints(run).partial())
         wrong += broken(run)
-    subprocess.run(resumed(run, start), stdout=subprocess.DEVNULL, check=True)
+    wait_for(launch(resumed(run, start)))
     whole, killed = metrics(folder / "whole"), metrics(run)
     return {
         "kills": len(at),

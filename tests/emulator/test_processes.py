@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +12,11 @@ import pytest
 
 from anew.cli.main import main
 from evidence.kills import TIMED
+from tests.processes import Started
 
 TEXT = Path(__file__).parents[2] / "data/austen.txt"
 PATIENCE = 240.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -28,13 +29,11 @@ def command(tmp_path, llama):
     return ["train", *files, *words.split()]
 
 
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} | more
-
-
 def torchrun(*arguments):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "anew", *arguments]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        launch, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -46,11 +45,8 @@ def two(*arguments):
         port = str(free.getsockname()[1])
     started = []
     for rank in ("0", "1"):
-        place = environment(RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        launch = [sys.executable, "-m", "anew", *arguments]
-        started.append(
-            subprocess.Popen(launch, env=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
+        place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started.append(Started(arguments, place | ONE_THREAD))
     return started
 
 
@@ -77,7 +73,7 @@ def test_two_processes(command, tmp_path, capsys):
     first, second = two(*command, "--batch-size", "2", "--out", str(tmp_path / "killed"))
     try:
         wait_for(tmp_path / "killed/checkpoint-4", first)
-        second.send_signal(signal.SIGKILL)
+        second.kill()
         said = first.communicate(timeout=PATIENCE)[1]
     finally:
         for process in (first, second):
@@ -90,7 +86,9 @@ def test_two_processes(command, tmp_path, capsys):
     resume = ["train", "--resume", str(tmp_path / "killed")]
     assert main(resume) == 1
     assert "has 2 processes, not 1: go on with torchrun --nproc_per_node 2" in capsys.readouterr().err
-    torchrun(*resume)
+    for process in two(*resume):
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
     assert records(tmp_path / "killed") == both
 
 
