@@ -206,7 +206,7 @@ def _optimizer(model: nn.Module) -> Any:
 
 
 def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
-    """The buffers of weights that the host does not convert in each step: frozen ones, and those an optimizer writes."""
+    """The buffers of weights that the host does not convert in each step: frozen ones, and an optimizer's."""
     there = [p for p in model.parameters() if not p.requires_grad or session.held.holds(p)]
     return [entry[0].buffer for p in there if (entry := session.weights.rewritable(p)) is not None]
 
