@@ -15,8 +15,8 @@ from anew.doctor.timing import timing
 from anew.errors import UserError
 from tests.deviants import Forgetful, InTextOrder, OneOff, Packed
 
-#: Without the measurements, which differ from nothing and take time.
-QUESTIONS = tuple(probe for probe in PROBES if probe is not timing)
+#: Without what takes time: measurements, which differ from nothing, and the budget, which has a test of its own.
+QUESTIONS = tuple(probe for probe in PROBES if probe not in (timing, budget))
 
 
 def deviations(engine):

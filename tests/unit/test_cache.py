@@ -10,7 +10,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Static
 from transformers.cache_utils import EncoderDecoderCache
 
 from anew.errors import UserError
-from anew.frontend.cache import SMALLEST_BUCKET, bucket, with_fixed_sizes
+from anew.frontend.cache import SMALLEST_BUCKET, LayerCache, bucket, with_fixed_sizes
 
 
 def pair(attention, window):
@@ -74,7 +74,7 @@ def test_layers_see_few_shapes():
     inner = padded.model.layers[0]._call_impl
 
     def recording(hidden, **arguments):
-        past = arguments["past_key_values"].past
+        (past,) = (x.past for x in arguments.values() if isinstance(x, LayerCache))  # its name varies with transformers
         shapes.add((hidden.shape, arguments["attention_mask"].shape, past and past[0].shape))
         return inner(hidden, **arguments)
 
