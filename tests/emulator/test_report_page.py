@@ -82,7 +82,7 @@ def test_a_run_leaves_its_report(runs):
         ("host", 1),  # embedding
         ("engine", 2),
         ("host", 1),  # norm
-        ("host", 1),  # head
+        ("engine", 1),  # head and loss
     ]
     lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
     samples = {r["iteration"]: r["sample"] for r in map(json.loads, lines) if r["sample"]}

@@ -162,7 +162,6 @@ class Device(ABC):
 
     chip: Chip
     statistics: DeviceStatistics = field(default_factory=DeviceStatistics)
-    copies: Copies = field(default_factory=Copies, init=False, repr=False)
 
     #: As given to ``device=``.
     name = ""
@@ -176,6 +175,11 @@ class Device(ABC):
     def __post_init__(self) -> None:
         padded = self.chip.switches["row_pitch"].value == "padded"
         self.buffers = BufferPool(self.chip.row_bytes if padded else 1)
+
+    @cached_property
+    def copies(self) -> Copies:
+        """What was just read from its buffers, and may be taken from there again."""
+        return Copies()
 
     def compile(self, text: str, weights: Weights, function: str | None = None) -> LoadedProgram:
         """Compile one function of MIL text, with its weights: one file, or several by the path the text gives each.

@@ -153,8 +153,8 @@ class _Scaler:
             number = _number(op)
             if number is None or not NUMBERS[0] <= number <= NUMBERS[1] or op.output in self.function.outputs:
                 continue
-            (x,) = (v for v in op.tensors() if not v.constant)
-            scale = self._product_before(x) or self._operand_after(op.output)
+            x = next((v for v in op.tensors() if not v.constant), None)  # of two constants there is nothing to fold
+            scale = x and (self._product_before(x) or self._operand_after(op.output))
             if scale is not None and scale not in self.numbers:
                 self.numbers[scale] = number
                 self.folded.add(op)
