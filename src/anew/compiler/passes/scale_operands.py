@@ -153,8 +153,8 @@ class _Scaler:
             number = _number(op)
             if number is None or not NUMBERS[0] <= number <= NUMBERS[1] or op.output in self.function.outputs:
                 continue
-            x = next((v for v in op.tensors() if not v.constant), None)  # of two constants there is nothing to fold
-            scale = x and (self._product_before(x) or self._operand_after(op.output))
+            (x,) = (v for v in op.tensors() if not v.constant)
+            scale = self._product_before(x) or self._operand_after(op.output)
             if scale is not None and scale not in self.numbers:
                 self.numbers[scale] = number
                 self.folded.add(op)
@@ -344,7 +344,7 @@ class _Scaler:
 
 def _number(op: Op) -> float | None:
     """The number that an operation multiplies by, if that is all it does."""
-    if op.kind != "mul":
+    if op.kind != "mul" or all(v.constant for v in op.tensors()):
         return None
     numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
     return float(np.asarray(numbers[0]).item()) if len(numbers) == 1 else None
