@@ -1,7 +1,5 @@
 """Copies of tensors in buffers: found as long as both are what they were, and for no other tensor."""
 
-import gc
-
 import pytest
 import torch
 
@@ -51,7 +49,6 @@ def test_memory_that_a_dead_tensor_had_is_another_tensors():
         assert copies.find(x) is None
         copies.keep(x, Copy(torch.ones(SAMPLES).half(), 0, 1.0))
         del x
-        gc.collect()
 
 
 def test_the_latest_are_remembered():
