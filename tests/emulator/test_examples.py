@@ -59,7 +59,7 @@ def test_lora_with_the_trainer_follows_plain_pytorch(example, llama, tmp_path):
         trainer = example("lora").main([*flags.split(), *own.split()])
         losses[device] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses["emulator"] == pytest.approx(losses["cpu"], rel=5e-3)
-    assert losses["emulator"][-1] < 0.95 * losses["emulator"][0]
+    assert losses["emulator"][-1] < 0.97 * losses["emulator"][0]
     tuned = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "emulator")
     assert any(x.abs().max() > 0 for name, x in tuned.named_parameters() if "lora_B" in name)
 
