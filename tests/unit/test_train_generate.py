@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from anew.train.generate import decode, generate, prompt_from
+from anew.train.generate import decode, generate, printable, prompt_from
 
 
 class Successor(nn.Module):
@@ -49,3 +49,7 @@ def test_prompt_and_decoding():
     assert prompt_from("word") == "word"
     tokenizer = SimpleNamespace(eos_token_id=0, decode=lambda ids: "".join(map(chr, ids)))
     assert decode(tokenizer, torch.tensor([65, 66, 0, 67])) == "AB"
+
+
+def test_text_of_a_model_cannot_steer_the_terminal():
+    assert printable("a\x1b[2J\x07b\x9bc\r\n\td é\x7f") == "a\ufffd[2J\ufffdb\ufffdc\ufffd\n\td é\ufffd"

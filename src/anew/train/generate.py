@@ -1,5 +1,6 @@
 """Sampling text from a model in the one shape that it was trained in."""
 
+import unicodedata
 from typing import Any
 
 import torch
@@ -60,3 +61,8 @@ def decode(tokenizer: Any, ids: Tensor) -> str:
     if tokenizer.eos_token_id in row:
         row = row[: row.index(tokenizer.eos_token_id)]
     return str(tokenizer.decode(row))
+
+
+def printable(text: str) -> str:
+    """Return text as a terminal may show it: a control character, with which a model could steer it, becomes U+FFFD."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)

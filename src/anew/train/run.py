@@ -23,7 +23,7 @@ from anew.train.data import Windows, read_documents, split, training_part, valid
 from anew.train.device import describe_device, place, statistics
 from anew.train.display import Display
 from anew.train.estimate import check_memory
-from anew.train.generate import NEW_TOKENS, decode, generate, prompt_from
+from anew.train.generate import NEW_TOKENS, decode, generate, printable, prompt_from
 from anew.train.initial import load_weights
 from anew.train.loop import History
 from anew.train.memory import keep_freed_memory
@@ -195,9 +195,9 @@ def _prompt(corpus: Corpus, config: TrainConfig) -> str:
 def _show_samples(model: nn.Module, corpus: Corpus, config: TrainConfig, display: Display) -> dict[str, Any]:
     """Print text that continues the first words of the validation part, and return it for run.json."""
     prompt, texts = _prompt(corpus, config), _sample(model, corpus, config)
-    display.say(f"\nThe trained model goes on from: {prompt}")
+    display.say(f"\nThe trained model goes on from: {printable(prompt)}")
     for text in texts:
-        display.say(f"\n> {text.strip()}")
+        display.say(f"\n> {printable(text.strip())}")
     return {"prompt": prompt, "texts": texts}
 
 
