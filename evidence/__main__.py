@@ -35,6 +35,7 @@ MEASUREMENTS = (
     "demo",
     "walk",
     "finetune",
+    "finetune_time",
     "finetune_memory",
     "ecosystem",
     "baked",

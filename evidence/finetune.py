@@ -1,13 +1,11 @@
-"""Fine-tuning SmolLM2-135M: the demo's figures, the same steps in plain PyTorch and peft, time and memory beside it.
+"""Fine-tuning SmolLM2-135M: the demo's figures, and the same steps in plain PyTorch and peft.
 
 ``python -m evidence finetune`` after ``make finetune-demo``, which brings model and data.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,14 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from anew.train.memory import keep_freed_memory, peak_memory
 from evidence import record
 
 DEMO = record.ROOT / "examples" / "finetune-demo.yaml"
 QUESTION = "My printer won't print."
-#: Steps of each comparison, and the steps that are timed after the first, which compiles.
+#: Steps of each comparison.
 STEPS = {"fast": 20, "exact": 5}
-TIMED = 10
 
 
 def settings(device: str, numerics: str, steps: int, **more: Any) -> Any:
@@ -153,50 +149,19 @@ def deviation(found: list[float], wanted: list[float]) -> float:
     return max(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
 
 
-def times(steps: int) -> dict[str, float]:
-    """Seconds of a step by turns, anew's and plain PyTorch's, on the same batches; the medians and their ratio.
-
-    Both keep freed memory, as ``anew finetune`` does: without, PyTorch takes longer.
-    """
-    keep_freed_memory()
-    sides = {"anew": anew_step(steps), "eager": plain_step(steps)}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for at, (name, step) in itertools.product(range(steps), sides.items()):
-        start = time.perf_counter()
-        step(at)
-        seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(found[steps // 2 :]) for name, found in seconds.items()}  # compiled by then
-    return {**{f"{name}_seconds": x for name, x in median.items()}, "time_ratio": median["anew"] / median["eager"]}
-
-
-def memory(side: str, steps: int) -> float:
-    """Peak memory in GB of a few steps of one side, in this process, which keeps freed memory."""
-    keep_freed_memory()
-    step = {"anew": anew_step, "eager": plain_step}[side](steps)
-    for at in range(steps):
-        step(at)
-    return peak_memory()
-
-
-def _apart(call: str) -> Any:
-    """The result of a call in a process of its own."""
-    code = f"import json; from evidence import finetune; print(json.dumps(finetune.{call}))"
+def apart(call: str, module: str = "finetune") -> Any:
+    """The result of a call of a module of measurements in a process of its own."""
+    code = f"import json; from evidence import {module}; print(json.dumps({module}.{call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     """Measure everything, each in a process of its own, and write the record."""
-    figures: dict[str, Any] = {"demo": _apart("demo()")}
+    figures: dict[str, Any] = {"demo": apart("demo()")}
     for numerics, steps in STEPS.items():
-        found, wanted = _apart(f"losses('{numerics}', {steps})"), _apart(f"plain_losses({steps})")
+        found, wanted = apart(f"losses('{numerics}', {steps})"), apart(f"plain_losses({steps})")
         figures[numerics] = {"losses": found, "plain_losses": wanted, "deviation": deviation(found, wanted)}
-    peaks = {side: _apart(f"memory('{side}', 4)") for side in ("anew", "eager")}
-    figures["beside_eager"] = {
-        **_apart(f"times({2 * TIMED})"),
-        **{f"{side}_gb": peak for side, peak in peaks.items()},
-        "memory_ratio": peaks["anew"] / peaks["eager"],
-    }
     record.write("finetune", figures)
 
 
