@@ -84,10 +84,9 @@ def kill_at_random(process: Process, run: Path, moments: random.Random, most: in
     if moments.random() < 0.2:
         time.sleep(moments.uniform(0, starting))
     else:
-        for _ in range(moments.randint(1, most)):
-            saved = _latest(run)
-            while process.poll() is None and _latest(run) == saved:
-                time.sleep(0.001)
+        enough = _latest(run) + SAVE_EVERY * moments.randint(1, most)
+        while process.poll() is None and _latest(run) < enough:
+            time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.03))
     process.kill()
     return wait_for(process) != 0
@@ -135,7 +134,7 @@ def survive(
     wait_for(launch(command(folder, "whole", device, steps)))
     start = command(folder, "killed", device, steps)
     run, moments, at, wrong = folder / "killed", random.Random(seed), [], []
-    partial, most = 0, steps // (SAVE_EVERY * kills) - 4
+    partial, most = 0, steps // (2 * SAVE_EVERY * kills)  # half of the steps are left for kills that come late
     while len(at) < kills and kill_at_random(launch(resumed(run, start)), run, moments, most, starting):
         at.append(_latest(run))
         partial += bool(Checkpoints(run).partial())
