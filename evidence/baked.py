@@ -24,7 +24,7 @@ from anew.finetune.adapt import adapt
 from anew.finetune.loop import Finetuning, evaluate
 from anew.frontend.explain import Explanation, explain
 from anew.frontend.scales import weight_exponent
-from anew.frontend.segment import magnitude
+from anew.frontend.weight_store import magnitude
 from anew.generation.prompt import Prompt, encode
 from anew.generation.stream import Sampling, answer
 from anew.models import load

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import anew
+from anew.frontend.scales import FIRST
 from evidence import record
 
 VOCABULARY, LENGTH = 4096, 256
@@ -103,13 +104,15 @@ def measure(
     kv_heads: int = 6,
     numerics: str = "exact",
     jump: float = 1.0,
+    calls: int = 1,
 ) -> Gradients:
-    """Gradients after one calibrating call; ``jump`` multiplies the cotangents between the two calls."""
+    """Gradients after some calls, the first of which calibrates; ``jump`` multiplies the cotangents of the last one."""
     net = model(kv_heads)
     prepare(net)
     reference = gradients(copy.deepcopy(net).double(), tokens())
     anew.compile(net, device="emulator", chip="m4", numerics=numerics, strict=True)
-    gradients(net, tokens())
+    for _ in range(calls):
+        gradients(net, tokens())
     found = compare(gradients(net, tokens(), jump), reference)
     found.rescaled = anew.statistics(net).rescaled
     return found
@@ -121,6 +124,9 @@ CASES: dict[str, Callable[[], Gradients]] = {
     "grouped": lambda: measure(trained_like, kv_heads=2),
     "rms100": lambda: measure(large_activations),
     "jump8": lambda: measure(jump=8.0),
+    "random_lean": lambda: measure(calls=FIRST),
+    "trained_lean": lambda: measure(trained_like, calls=FIRST),
+    "rms100_lean": lambda: measure(large_activations, calls=FIRST),
 }
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import anew
 from anew.device import transfer
-from anew.frontend import segment
+from anew.frontend import binding
 
 
 class Layer(nn.Module):
@@ -40,7 +40,7 @@ def stored(monkeypatch):
         shapes.append(tuple(x.shape))
         return transfer.store(buffer, x, exponent)
 
-    monkeypatch.setattr(segment, "store", counted)
+    monkeypatch.setattr(binding, "store", counted)
     return shapes
 
 

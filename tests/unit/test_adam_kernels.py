@@ -14,8 +14,8 @@ from anew.device.null import NullDevice
 from anew.device.transfer import load, measure, store
 from anew.errors import AnewError
 from anew.frontend.held import HeldGradients, Instances, Piece, Writes
-from anew.frontend.segment import WeightStore
 from anew.frontend.staleness import StaleWarning
+from anew.frontend.weight_store import WeightStore
 from anew.optim.update import Gradient, Rule, update
 
 DEVICE = NullDevice(load_chip("m4"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,14 @@ from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
 def compile_graph(
     module: GraphModule, name: str, chip: Chip, kinds: Mapping[str, str], saved: Mapping[int, bool]
 ) -> Plan:
-    """Compile a graph of ATen operations.
+    """Compile a graph of ATen operations into the plan that measures; see :func:`lower_graph`."""
+    return lower_graph(module, name, chip, kinds, saved).plan()
+
+
+def lower_graph(
+    module: GraphModule, name: str, chip: Chip, kinds: Mapping[str, str], saved: Mapping[int, bool]
+) -> Lowered:
+    """Lower a graph of ATen operations.
 
     Args:
         module: a graph as AOTAutograd gives it, with ``val`` metadata.
@@ -45,40 +53,89 @@ def compile_graph(
     function, positions = _merge_equal_outputs(
         merge_pads(common_subexpressions(sink_reshapes(low.builder.function(list(computed))))), list(computed.values())
     )
-    weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
-    read = [i for i, at in enumerate(positions) if not all(saved.get(p, False) for p in at)]
-    scaled = scale_operands(function, weights, read)
-    outputs = [
-        OutputPort(
-            value.name,
-            value.shape,
-            tuple(positions[i]),
-            saved=i not in read,
-            linear=results[positions[i][0]].name in linear,
-            product=scaled.output_products.get(i),
-            maximum_row=scaled.output_rows.get(i),
-            bound=scaled.output_bounds.get(i, UNKNOWN),
-        )
-        for i, value in enumerate(scaled.function.outputs[: len(positions)])
-    ]
-    text, blob = print_program(Program({"main": scaled.function}))
-    plan = Plan(
+    return Lowered(
         name=name,
-        text=text,
-        weights=blob,
-        inputs=_input_ports(module.graph, scaled, kinds),
-        outputs=tuple(outputs),
+        chip=chip,
+        function=function,
+        ports={n.name: (i, kinds.get(n.name, "activation")) for i, n in enumerate(_placeholders(module.graph))},
+        positions=positions,
+        saved=frozenset(i for i, at in enumerate(positions) if all(saved.get(p, False) for p in at)),
+        linear=frozenset(i for i, at in enumerate(positions) if results[at[0]].name in linear),
         passed=tuple((i, _argument(module.graph, n)) for i, n in results.items() if n.op == "placeholder"),
         truths=tuple(i for i, n in results.items() if n.meta["val"].dtype == torch.bool),
         result_count=len(_output_args(module.graph)),
-        scales=scaled.scales,
-        flops=_flops(scaled.function),
-        operations=dict(Counter(op.kind for op in scaled.function.ops if op.kind != "const")),
-        spared=scaled.spared,
     )
-    log_gains(plan, chip.name)
-    return plan
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph as a MIL function without operand scales, of which plans are made.
+
+    Attributes:
+        name: of the plans. chip: whose limits hold.
+        ports: argument of the graph and kind, by the placeholder's name.
+        positions: of the function's outputs, those among the graph's results. saved, linear: which outputs are.
+        passed, truths, result_count: as in :class:`Plan`.
+    """
+
+    name: str
+    chip: Chip
+    function: Function
+    ports: dict[str, tuple[int, str]]
+    positions: list[list[int]]
+    saved: frozenset[int]
+    linear: frozenset[int]
+    passed: tuple[tuple[int, int], ...]
+    truths: tuple[int, ...]
+    result_count: int
+
+    def plan(self, plain: frozenset[int] | None = None) -> Plan:
+        """The plan that measures; with numbers of products, the lean one in which these have no scales."""
+        weights = {name for name, (_, kind) in self.ports.items() if kind == "weight"}
+        read = [i for i in range(len(self.positions)) if i not in self.saved]
+        scaled = scale_operands(self.function, weights, read, plain)
+        text, blob = print_program(Program({"main": scaled.function}))
+        plan = Plan(
+            name=self.name,
+            text=text,
+            weights=blob,
+            inputs=self._input_ports(scaled),
+            outputs=self._output_ports(scaled),
+            passed=self.passed,
+            truths=self.truths,
+            result_count=self.result_count,
+            scales=scaled.scales,
+            flops=_flops(scaled.function),
+            operations=dict(Counter(op.kind for op in scaled.function.ops if op.kind != "const")),
+            spared=scaled.spared,
+        )
+        log_gains(plan, self.chip.name)
+        return plan
+
+    def _input_ports(self, scaled: Scaled) -> tuple[InputPort, ...]:
+        used = {v.name: v for v in scaled.function.inputs}
+        operands, rows = scaled.weight_operands, scaled.port_rows
+        return tuple(
+            InputPort(name, argument, used[name].shape, kind, operands.get(name), rows.get(name))
+            for name, (argument, kind) in self.ports.items()
+            if name in used
+        )
+
+    def _output_ports(self, scaled: Scaled) -> tuple[OutputPort, ...]:
+        return tuple(
+            OutputPort(
+                value.name,
+                value.shape,
+                tuple(self.positions[i]),
+                saved=i in self.saved,
+                linear=i in self.linear,
+                product=scaled.output_products.get(i),
+                maximum_row=scaled.output_rows.get(i),
+                bound=scaled.output_bounds.get(i, UNKNOWN),
+            )
+            for i, value in enumerate(scaled.function.outputs[: len(self.positions)])
+        )
 
 
 def why_not(node: Node, chip: Chip) -> str | None:
@@ -202,22 +259,6 @@ def depends_on(graph: Graph, sources: set[str]) -> set[str]:
         if any(n.name in reached for n in node.all_input_nodes):
             reached.add(node.name)
     return reached
-
-
-def _input_ports(graph: Graph, scaled: Scaled, kinds: Mapping[str, str]) -> tuple[InputPort, ...]:
-    used = {v.name: v for v in scaled.function.inputs}
-    return tuple(
-        InputPort(
-            n.name,
-            i,
-            used[n.name].shape,
-            kinds.get(n.name, "activation"),
-            scaled.weight_operands.get(n.name),
-            scaled.port_rows.get(n.name),
-        )
-        for i, n in enumerate(_placeholders(graph))
-        if n.name in used
-    )
 
 
 def _flops(function: Function) -> int:

@@ -30,8 +30,8 @@ from anew.frontend.options import Options
 from anew.frontend.placement import PlacementWarning
 from anew.frontend.recorder import HostRecorder
 from anew.frontend.region import GraphCall
-from anew.frontend.segment import WeightStore
 from anew.frontend.session import Session
+from anew.frontend.weight_store import WeightStore
 from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES, from_memory

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from anew.compiler.bake import QUANTIZED, Baked, bake
 from anew.device.base import LoadedProgram
+from anew.frontend.binding import Variant
 from anew.frontend.scales import weight_exponent
-from anew.frontend.segment import Variant, WeightStore, magnitude
 from anew.frontend.staleness import Original, late
+from anew.frontend.weight_store import WeightStore, magnitude
 from anew.mil.printer import ProgramPrinter
 from anew.mil.program import Program
 from anew.plan import InputPort, Plan

@@ -35,6 +35,10 @@ class ByTensor(Generic[T]):
         known = self._entries.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
+    def values(self) -> list[T]:
+        """The entries of all tensors that are alive."""
+        return [value for reference, value in list(self._entries.values()) if reference() is not None]
+
     def discard(self, tensor: Tensor) -> None:
         """Forget the tensor's entry, if it has one."""
         if self.find(tensor) is not None:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
-from anew.compiler.compile import compile_graph
+from anew.compiler.compile import Lowered, lower_graph
 from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
 from anew.frontend.baking import Bank
@@ -27,7 +27,6 @@ from anew.frontend.segment import Segment
 from anew.frontend.session import CompiledGraph, Session
 from anew.frontend.statistics import take_statistics
 from anew.frontend.structure import structure
-from anew.plan import Plan
 
 Compiled = Callable[..., Any]
 
@@ -150,17 +149,15 @@ class Region:
     def _compile_segment(
         self, module: GraphModule, name: str, kinds: Mapping[str, str], saved: Mapping[int, bool]
     ) -> Segment:
-        return self._segment(compile_graph(module, name, self.session.device.chip, kinds, saved))
+        return self._segment(lower_graph(module, name, self.session.device.chip, kinds, saved))
 
-    def _segment(self, plan: Plan) -> Segment:
-        self.session.plans.append(plan)
-        session, bank = self.session, None
+    def _segment(self, lowered: Lowered) -> Segment:
+        plan, session, bank = lowered.plan(), self.session, None
+        session.plans.append(plan)
         if session.options.base_bits and self.frozen_names & {port.name for port in plan.inputs}:
             bank = Bank(session, self.weights, plan, self.frozen_names)
             session.banks.add(bank)
-        return Segment(
-            plan, session.device, self.weights, session.scales, session.counts, session.options.scaling, bank
-        )
+        return session.segment(plan, lowered.plan, self.weights, bank)
 
 
 def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:

@@ -39,6 +39,7 @@ class ScaleStore:
         self._states: ByTensor[dict[str, ScaleState]] = ByTensor()
         self._waiting: ByTensor[dict[str, dict[str, Any]]] = ByTensor()
         self._parts: ByTensor[tuple[weakref.ref[Tensor], str] | None] = ByTensor()
+        self._plain: dict[str, frozenset[int]] = {}
         self._no_weight = torch.empty(0)
 
     def state(self, weight: Tensor | None, key: str, plan: Plan) -> ScaleState:
@@ -47,8 +48,34 @@ class ScaleStore:
         states = self._states.get(owner, dict)
         if key not in states:
             saved = self._waiting.get(owner, dict).pop(key, {})
-            states[key] = ScaleState(plan.scales, **saved)
+            states[key] = self.make(plan, **saved)
         return states[key]
+
+    def make(self, plan: Plan, **saved: Any) -> ScaleState:
+        """A new state, or a saved one."""
+        return ScaleState(plan.scales, **saved)
+
+    def plain(self, key: str) -> frozenset[int]:
+        """The products of the program with that key that need no scales in any instance that has measured."""
+        if key not in self._plain:
+            self._plain[key] = self._agreed(key)
+        return self._plain[key]
+
+    def states(self) -> list[ScaleState]:
+        """The states of all instances that have run."""
+        return [state for states in self._states.values() for state in states.values()]
+
+    def settled(self, key: str) -> None:
+        """Say that an instance of the program with that key has measured."""
+        self._plain.pop(key, None)
+
+    def _agreed(self, key: str) -> frozenset[int]:
+        live = [state.plain for states in self._states.values() for name, state in states.items() if _of(name, key)]
+        kept = [
+            saved.get("plain") for states in self._waiting.values() for name, saved in states.items() if _of(name, key)
+        ]
+        known = [frozenset(plain) for plain in (*live, *kept) if plain is not None]
+        return frozenset.intersection(*known) if known else frozenset()
 
     def name_part(self, part: Tensor, whole: Tensor, name: str) -> None:
         """Say that ``part`` is a view of the weight ``whole``, whose states it has under ``name``."""
@@ -67,6 +94,7 @@ class ScaleStore:
     def load_state_dict(self, named: Iterable[tuple[str, Tensor]], states: States) -> None:
         """Replace the states of these weights by saved ones; raises UserError for a name that none of them has."""
         weights = {**dict(named), NO_WEIGHT: self._no_weight}
+        self._plain.clear()
         for name in states.keys() - weights.keys():
             raise UserError(f"the saved operand scales are of another model: it has no parameter '{name}'")
         for name, weight in weights.items():
@@ -79,3 +107,8 @@ class ScaleStore:
         part = self._parts.get(weight, lambda: None)
         whole = part[0]() if part else None
         return (weight, key) if part is None or whole is None else (whole, f"{key} {part[1]}")
+
+
+def _of(name: str, key: str) -> bool:
+    """Whether a state's name is that of the program with a key, or of a part of a weight in it."""
+    return name == key or name.startswith(f"{key} ")

@@ -4,13 +4,16 @@ The engine's array rounds every product to 2^-16 and overflows at 32752, so each
 power of two that brings its largest magnitude near ``OPERAND_TARGET`` while the largest sum stays near
 ``PRODUCT_TARGET``. The exponents come from the maxima of earlier runs; a run whose maxima leave the head room is
 repeated with fresh ones.
+
+Many products need no scales: their operands are neither so large nor so small. Runs that measure find out which, and
+those between them do without, and without maxima.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ OPERAND_TARGET = 64.0
 LONELY_TARGET = 4096.0
 #: Largest magnitude wanted of a weight, scaled on upload: lower, as weights spread less and the product must fit too.
 WEIGHT_TARGET = 16.0
+#: A weight whose largest magnitude is between these is uploaded as it is.
+WEIGHT_FITS = 2.0**-5, 16.0
 #: Largest magnitude wanted of a product: an eighth of where the array overflows.
 PRODUCT_TARGET = 4096.0
 #: The array overflows here (facts: bit-exact multiply-accumulate rule, 32752 is the largest finite result).
@@ -36,6 +41,15 @@ FP16_MAX = 65504.0
 SMALLEST, LARGEST = -14, 15
 #: Once every value is below this part of fp16's range, a lowered cotangent rises again, by a factor of two a run.
 RECOVERY = 2.0**-6
+#: The calls of an instance that measure: its first, and then one in so many.
+FIRST, INTERVAL = 3, 16
+#: What the largest magnitudes of two operands without scales multiply to, at least: typical numbers are a sixth or less
+#: of them, so that a product is two hundred times the grid of 2^-16 and more.
+PLAIN_FLOOR = 0.25
+#: How many times the magnitude that it was measured with a result may have before the call is repeated and measured.
+GROWTH = 4.0
+#: The same of the cotangents that a program is given.
+SHARE_GROWTH = 2.0
 #: A scaled operand whose maximum is below this lost precision for want of a larger factor.
 OPERAND_FLOOR = 0.25
 
@@ -49,6 +63,8 @@ def exponent_for(target: float, maximum: float) -> int:
 
 def weight_exponent(maximum: float) -> int:
     """The exponent a weight is scaled by on upload."""
+    if WEIGHT_FITS[0] <= maximum <= WEIGHT_FITS[1]:
+        return 0
     return int(np.clip(exponent_for(WEIGHT_TARGET, maximum), SMALLEST, LARGEST))
 
 
@@ -61,19 +77,77 @@ class ScaleState:
         exponents: one an operand; entries of weights and constants are overwritten before each run.
         cotangent: exponent of the magnitude that the largest cotangent is brought to.
         calibrated: False until a run has confirmed the exponents.
+        calls: how many there were. plain: products that need no scales, as all runs that measured found; None before.
+        reach: largest magnitudes of the results then, of the last run that measured. share: of its cotangents.
     """
 
     plan: ScalePlan
     exponents: list[int] = field(default_factory=list)
     cotangent: int = COTANGENT
     calibrated: bool = False
+    calls: int = 0
+    plain: list[int] | None = None
+    reach: list[float] = field(default_factory=list)
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         self.exponents = self.exponents or [0] * len(self.plan.operands)
 
     def state_dict(self) -> dict[str, Any]:
         """All but the plan, as JSON values; ``ScaleState(plan, **state_dict)`` is this state again."""
-        return {"exponents": list(self.exponents), "cotangent": self.cotangent, "calibrated": self.calibrated}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
+        return {k: list(v) if isinstance(v, list) else v for k, v in found.items()}
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call is to measure."""
+        return self.plain is None or self.calls < FIRST or self.calls % INTERVAL == 0
+
+    def settle(self, values: np.ndarray, weights: Mapping[int, float], reach: Sequence[float], share: float) -> None:
+        """Note what a good run measured.
+
+        Args:
+            values: as :meth:`values` gives them. weights: largest magnitudes of weights by operand.
+            reach: those of results. share: that of cotangents.
+        """
+        plain = [i for i, product in enumerate(self.plan.products) if self._is_plain(product, values, weights)]
+        self.plain = plain if self.plain is None else sorted(set(plain) & set(self.plain))
+        self.reach, self.share = list(reach), share
+        self.calls += 1
+
+    def _is_plain(self, product: Product, values: np.ndarray, weights: Mapping[int, float]) -> bool:
+        """Whether a product needs no scales: it stays where sums may, and its factors where the grid is fine enough."""
+        operands = (product.left, product.right)
+        if any(i in weights and self.exponents[i] != 0 for i in operands):
+            return False
+        left, right = (weights[i] if i in weights else self.plan.operands[i].bound.value(values) for i in operands)
+        row = product.maximum_row
+        top = product.bound.value(values) if row is None else float(values[row])
+        return left * right >= PLAIN_FLOOR and max(left, right) <= FP16_MAX and top <= PRODUCT_TARGET
+
+    def relaxed(self, plan: ScalePlan, weights: Mapping[int, int]) -> ScaleState | None:
+        """The exponents for a lean plan of the same program; None if a weight has one now that the plan has not."""
+        state = ScaleState(plan, [0 if o.same is None else self.exponents[o.same] for o in plan.operands])
+        for operand, exponent in weights.items():
+            state.exponents[operand] = exponent
+        unscaled = [p for i, p in enumerate(plan.products) if i in plan.plain]
+        if any(weights.get(i) for p in unscaled for i in (p.left, p.right)):
+            return None
+        state.fix(dict(weights))
+        return state
+
+    def holds_for(self, share: float) -> bool:
+        """Whether what was measured holds for cotangents of that magnitude."""
+        return share <= SHARE_GROWTH * self.share
+
+    def within(self, reach: Sequence[float]) -> bool:
+        """Whether results have about the magnitudes that they had when they were measured."""
+        return all(now <= GROWTH * then for now, then in zip(reach, self.reach, strict=True))
+
+    def in_range(self, maxima: np.ndarray) -> bool:
+        """Whether no result of a run overflowed, of those whose maxima the host found."""
+        tops = [float(maxima[p.maximum_row]) for p in self.plan.products if p.maximum_row is not None]
+        return all(top < PRODUCT_LIMIT for top in tops) and all(m < -INFINITE_PRODUCT for m in maxima.tolist())
 
     def fix(self, weights: dict[int, int]) -> None:
         """Take the exponents that weights were uploaded with, and make room for them in the products."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from anew.frontend.options import Options
 from anew.frontend.placement import HostOperation
 from anew.frontend.recorder import node_flops
 from anew.frontend.scale_store import ScaleStore
+from anew.frontend.segment import Segment
 from anew.frontend.segment import Statistics as Counts
-from anew.frontend.segment import WeightStore
+from anew.frontend.weight_store import WeightStore
 from anew.plan import Plan
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class Session:
         self.held = HeldGradients()
         self.writes = Writes()
         self.plans: list[Plan] = []
+        self.lean_plans: list[Plan] = []
         self.banks: weakref.WeakSet[Bank] = weakref.WeakSet()
         self.regions = 0
         self.warned_of_budget = False
@@ -146,6 +149,17 @@ class Session:
                 stacklevel=2,
             )
         return f"region {self.regions}"
+
+    def segment(
+        self, plan: Plan, make_lean: Callable[[frozenset[int]], Plan], weights: WeightStore, bank: Bank | None = None
+    ) -> Segment:
+        """A plan at work; ``make_lean`` makes its lean ones. Raises what the device raises."""
+
+        def lean(plain: frozenset[int]) -> Plan:
+            self.lean_plans.append(made := make_lean(plain))
+            return made
+
+        return Segment(plan, lean, self.device, weights, self.scales, self.counts, self.options.scaling, bank)
 
     def statistics(self) -> Statistics:
         """Return the counts so far."""

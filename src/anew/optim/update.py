@@ -13,8 +13,8 @@ from torch import Tensor
 from anew.device.transfer import as_rows, float_of_largest, store
 from anew.frontend.held import Piece
 from anew.frontend.scales import FP16_MAX, weight_exponent
-from anew.frontend.segment import UploadedWeight, WeightStore
 from anew.frontend.staleness import StaleWarning, mark
+from anew.frontend.weight_store import UploadedWeight, WeightStore
 from anew.optim.kernels import TASKS, adam, squares
 
 _NO_FLOATS = np.empty((0, 0), np.float32)

@@ -79,12 +79,14 @@ class Operand:
         bound: of its magnitudes before the factor, over rows of the maxima; empty for weights and constants.
         lonely: whether the other operands that it meets have no factor, and are so small that it takes all of theirs.
         number: of the program's own, by which the row also multiplies.
+        same: in a lean plan, the index that it has in the plan that measures; None where it has no scale.
     """
 
     row: int | None
     bound: Bound[int] = UNKNOWN
     lonely: bool = False
     number: float = 1.0
+    same: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class ScalePlan:
 
     ``maxima_rows`` are those of the program's port. After them come ``found_rows`` that the host finds: of results
     while it reads them, of arguments while it writes them (``maximum_row`` of their ports).
+
+    In a lean plan the products numbered in ``plain`` have no scales, and the program measures nothing.
     """
 
     operands: tuple[Operand, ...] = ()
@@ -121,6 +125,7 @@ class ScalePlan:
     scale_rows: int = 0
     maxima_rows: int = 0
     found_rows: int = 0
+    plain: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from anew.compiler.compile import compile_graph
+from anew.compiler.compile import lower_graph
 from anew.frontend.region import GraphCall
-from anew.frontend.segment import Segment, WeightStore
 from anew.frontend.session import CompiledGraph, Session
+from anew.frontend.weight_store import WeightStore
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def compile_function(
     module = _trace(function, list(ports.values()))
     names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
     kinds = {name: port for name, port in zip(names, ports, strict=True) if port in ("weight", "cotangent")}
-    plan = compile_graph(module, name, session.device.chip, kinds, {})
+    lowered = lower_graph(module, name, session.device.chip, kinds, {})
+    plan = lowered.plan()
     session.plans.append(plan)
     session.graphs.append(CompiledGraph.of(module, name, set()))
-    segment = Segment(plan, session.device, weights, session.scales, session.counts, session.options.scaling)
-    return GraphCall(name, segment, session)
+    return GraphCall(name, session.segment(plan, lowered.plan, weights), session)
 
 
 def _trace(function: Callable[..., object], shapes: list[tuple[int, ...]]) -> GraphModule:
