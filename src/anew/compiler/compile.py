@@ -100,7 +100,8 @@ def lower_part(nodes: Sequence[Node], results: Sequence[Node], chip: Chip) -> Fu
     values: dict[Node, Any] = {n: _port(low, n) if number_of(n) is None else number_of(n) for n in given}
     for node in nodes:
         values[node] = _lower(node, low, values)
-    return common_subexpressions(low.builder.function([values[n] for n in results]))
+    outputs = [v for n in results for v in _tensors(values[n])]
+    return common_subexpressions(low.builder.function(outputs))
 
 
 def _lower_nodes(graph: Graph, low: Lowering) -> dict[Node, Any]:

@@ -74,15 +74,14 @@ class _Search:
         self.start: Stored = frozenset(saved)
         self.returned = set(outputs[:results])
         self.cheap: dict[Node, bool] = {}
-        self.wanted = {
-            n for n in saved if n not in self.returned and _is_float32(n.meta.get("val")) and self._is_cheap(n)
-        }
+        floats = {n for n in saved if _is_float32(n.meta.get("val"))}
+        self.wanted = {n for n in floats - self.returned if self._is_cheap(n)}
         placeholders = (n for n in backward.graph.nodes if n.op == "placeholder")
         self.operands = {n for n, port in zip(saved, placeholders, strict=False) if self._meets_product(port)}
         self.costs: dict[Stored, float] = {}
 
     def best(self) -> Stored:
-        """The tensors that are cheapest to store, as far as single changes lead there."""
+        """The tensors that are cheapest to store, as far as single changes lead there; of equals, the same each time."""
         stored = self.start
         while True:
             found = min(self._changes(stored), key=self.cost, default=stored)
@@ -113,10 +112,10 @@ class _Search:
         return self.rates.time(from_memory(STREAMED * streamed) + passes)
 
     def _changes(self, stored: Stored) -> Iterator[Stored]:
-        """One tensor more computed again, or saved after all; or others saved in the place of what follows from them."""
-        for node in self.wanted:
+        """One tensor more computed again, or saved after all; or others saved instead of what follows from them."""
+        for node in self._in_order(self.wanted):
             yield stored ^ {node}
-        for others in self._others(stored):
+        for others in sorted(self._others(stored), key=lambda nodes: sorted(map(self.order.__getitem__, nodes))):
             fixed = (stored - self.wanted) | others
             yield (stored | others) - {n for n in self.wanted - others if self._follows(n, fixed, others)}
 
