@@ -95,6 +95,15 @@ def test_half_of_its_argument_is_saved_in_the_place_of_what_silu_gives():
     assert [plan.operations["tanh"] for plan in plans()] == [1, 1]
 
 
+def test_saving_half_of_a_product_takes_no_pass_of_the_forward(fresh, monkeypatch):
+    step(gated)
+    forward, _ = plans()
+    fresh()
+    keep_all(monkeypatch)
+    step(gated)
+    assert forward.operations == plans()[0].operations
+
+
 def test_where_passes_are_dear_everything_is_saved(monkeypatch):
     at_prices(monkeypatch, elementwise=1.0)
     step(gated)

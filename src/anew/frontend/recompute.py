@@ -81,7 +81,7 @@ class _Search:
         self.costs: dict[Stored, float] = {}
 
     def best(self) -> Stored:
-        """The tensors that are cheapest to store, as far as single changes lead there; of equals, the same each time."""
+        """The tensors that are cheapest to store, as far as single changes lead there; the first of equals."""
         stored = self.start
         while True:
             found = min(self._changes(stored), key=self.cost, default=stored)
