@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from anew.chips import Chip
 from anew.chips.check import check_op, refused
 from anew.chips.rules import extents
-from anew.compiler.gains import log_gains
+from anew.compiler.gains import gains, log_gains
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
@@ -110,7 +110,7 @@ class Lowered:
             operations=dict(Counter(op.kind for op in scaled.function.ops if op.kind != "const")),
             spared=scaled.spared,
         )
-        log_gains(plan, self.chip.name)
+        log_gains(gains(plan, self.chip.name))
         return plan
 
     def _input_ports(self, scaled: Scaled) -> tuple[InputPort, ...]:
@@ -140,13 +140,25 @@ class Lowered:
 
 def why_not(node: Node, chip: Chip) -> str | None:
     """Return the rule that keeps one node off the engine, or None when it lowers."""
-    low = Lowering(chip)
     try:
-        values = {n: _port(low, n) if number_of(n) is None else number_of(n) for n in node.all_input_nodes}
-        _lower(node, low, values)
+        lower_part([node], [], chip)
     except (NotLowered, MilError) as error:
         return str(error)
     return None
+
+
+def lower_part(nodes: Sequence[Node], results: Sequence[Node], chip: Chip) -> Function:
+    """Return the function that some nodes of a graph are, in its order; what else they read enters by ports.
+
+    Raises NotLowered or MilError when a node cannot run on the engine.
+    """
+    low = Lowering(chip)
+    given = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in nodes)
+    values: dict[Node, Any] = {n: _port(low, n) if number_of(n) is None else number_of(n) for n in given}
+    for node in nodes:
+        values[node] = _lower(node, low, values)
+    outputs = [v for n in results for v in _tensors(values[n])]
+    return common_subexpressions(low.builder.function(outputs))
 
 
 def _lower_nodes(graph: Graph, low: Lowering) -> dict[Node, Any]:

@@ -52,22 +52,22 @@ def _backward(ctx: Any, grad: Tensor | None, grad_rstd: Tensor | None) -> tuple[
 rms_norm.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("anew::silu", mutates_args=())
-def silu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x sigmoid(x)`` and the gate ``2 sigmoid(x)``: backward reads these two, not x, and no table."""
-    gate = 1 + torch.tanh(x / 2)
-    return x / 2 * gate, gate
+@torch.library.custom_op("anew::silu", mutates_args=(), tags=torch.Tag.pointwise)
+def silu(half: Tensor) -> tuple[Tensor, Tensor]:
+    """Return silu of ``x = 2 half`` and its gate ``2 sigmoid(x)``: backward reads these two, not x, and no table."""
+    gate = 1 + torch.tanh(half)
+    return half * gate, gate
 
 
 @silu.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
+def _(half: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(half), torch.empty_like(half)
 
 
 @torch.library.custom_op("anew::silu_backward", mutates_args=())
 def silu_backward(grad: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """Gradient of :func:`silu` from its two results: ``grad (gate + y (2 - gate)) / 2``."""
-    return grad * (gate + y * (2 - gate)) / 2
+    """Gradient of :func:`silu` from its two results: ``grad (gate + y (2 - gate))``."""
+    return grad * (gate + y * (2 - gate))
 
 
 @silu_backward.register_fake

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from anew.plan import Plan
-from anew.projection import Work, chip_names, read_rates
+from anew.projection import Rates, Work, chip_names, read_rates
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What one pass spared a program.
+    """What one pass spared a program, or the two of a region.
 
     Attributes:
-        program: its name. change: what was done.
-        elements: passes over elements that one run does without.
+        program: its name, or the region's. change: what was done.
+        elements: passes over elements that one run does without, or elements that it does not save.
         milliseconds: projected for them, a run; None on a chip without rates.
     """
 
@@ -33,18 +34,23 @@ class Gain:
         return f"{head}, projected {self.milliseconds:.3g} ms"
 
 
+def rates_of(chip: str) -> Rates | None:
+    """The rates of a chip; None where nobody measured them."""
+    return read_rates(chip) if chip in chip_names() else None
+
+
 def gains(plan: Plan, chip: str) -> tuple[Gain, ...]:
     """The gains of a plan on a chip, the largest first."""
-    price = read_rates(chip).time if chip in chip_names() else None
+    rates = rates_of(chip)
     found = [
-        Gain(plan.name, change, elements, None if price is None else 1e3 * price(Work(elementwise=elements)))
+        Gain(plan.name, change, elements, None if rates is None else 1e3 * rates.time(Work(elementwise=elements)))
         for change, elements in plan.spared.items()
         if elements
     ]
     return tuple(sorted(found, key=lambda gain: -gain.elements))
 
 
-def log_gains(plan: Plan, chip: str) -> None:
-    """Log the gains of a plan."""
-    for gain in gains(plan, chip):
+def log_gains(found: Iterable[Gain]) -> None:
+    """Log gains."""
+    for gain in found:
         _log.info("%s", gain)

@@ -200,7 +200,7 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
         engine_flops=sum(calls[g.name] * g.engine_flops for g in session.graphs),
         host_flops=sum(use.flops for use in host),
         baked=session.baked(),
-        gains=tuple(gain for plan in session.plans for gain in gains(plan, session.device.chip.name)),
+        gains=(*session.gains, *(g for plan in session.plans for g in gains(plan, session.device.chip.name))),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from functorch.compile import default_partition
@@ -41,21 +41,30 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     """
     _save_draws(joint)
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-    results = list(forward.graph.output_node().args[0])
-    results, saved = results[:num_fwd_outputs], results[num_fwd_outputs:]
+    replay(forward, backward, num_fwd_outputs, is_view)
+    return forward, backward
+
+
+def replay(forward: GraphModule, backward: GraphModule, results: int, again: Callable[[Node], bool]) -> None:
+    """Compute in the backward, in place, what the forward saves and ``again`` is true of, from what it is not true of.
+
+    The forward, whose first ``results`` results are the model's, saves all that this takes.
+    """
+    outputs: list[Any] = list(forward.graph.output_node().args[0])  # type: ignore[arg-type]
+    saved = outputs[results:]
     placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
-    replay = _Replay(backward, dict(zip(saved, placeholders, strict=False)), first_cotangent=placeholders[len(saved)])
+    known = dict(zip(saved, placeholders, strict=False))
+    computing = _Replay(backward, known, placeholders[len(saved)], again)
     for node in saved:
-        if is_view(node):
-            replay.replace(node)
-    kept = [n for n in saved if not is_view(n)]
-    extra = [n for n in replay.added if n not in kept]
-    _set_output(forward, [*results, *kept, *extra])
+        if again(node):
+            computing.replace(node)
+    kept = [n for n in saved if not again(n)]
+    extra = [n for n in computing.added if n not in kept]
+    forward.graph.output_node().args = ((*outputs[:results], *kept, *extra),)
     for module in (forward, backward):
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()
-    return forward, backward
 
 
 def _save_draws(joint: GraphModule) -> None:
@@ -71,38 +80,42 @@ def is_view(node: Any) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in _VIEWS
 
 
-def _set_output(module: GraphModule, results: list[Any]) -> None:
-    output = module.graph.output_node()
-    output.args = (tuple(results),)
-
-
 class _Replay:
-    """Recomputes saved views in the backward graph from the tensors they look at.
+    """Computes saved values in the backward graph, those that ``again`` is true of, from those that stay saved.
 
     ``placeholders`` gives the backward's placeholder of each saved node of the forward.
     """
 
-    def __init__(self, backward: GraphModule, placeholders: dict[Node, Node], first_cotangent: Node) -> None:
+    def __init__(
+        self,
+        backward: GraphModule,
+        placeholders: dict[Node, Node],
+        first_cotangent: Node,
+        again: Callable[[Node], bool],
+    ) -> None:
         self.graph = backward.graph
         self.placeholders = placeholders
         self.first_cotangent = first_cotangent
         self.first_operation = next(n for n in self.graph.nodes if n.op != "placeholder")
+        self.again = again
+        self.computed: dict[Node, Node] = {}
         self.added: list[Node] = []
 
-    def replace(self, view: Node) -> None:
-        """Put the replayed view in the place of the placeholder that stood for it."""
-        placeholder = self.placeholders.pop(view)
-        placeholder.replace_all_uses_with(self._value(view))
+    def replace(self, node: Node) -> None:
+        """Put the value computed again in the place of the placeholder that stood for it."""
+        placeholder = self.placeholders.pop(node)
+        placeholder.replace_all_uses_with(self._value(node))
         self.graph.erase_node(placeholder)
 
     def _value(self, node: Node) -> Node:
-        if not is_view(node):
+        if not self.again(node):
             return self._saved(node)
-        base = self._value(node.args[0])  # type: ignore[arg-type]
-        with self.graph.inserting_before(self.first_operation):
-            new = self.graph.call_function(cast(Callable[..., Any], node.target), (base, *node.args[1:]), node.kwargs)
-        new.meta = dict(node.meta)
-        return new
+        if node not in self.computed:
+            for source in node.all_input_nodes:
+                self._value(source)
+            with self.graph.inserting_before(self.first_operation):
+                self.computed[node] = self.graph.node_copy(node, self._value)
+        return self.computed[node]
 
     def _saved(self, node: Node) -> Node:
         if node not in self.placeholders:

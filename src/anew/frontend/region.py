@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from anew.compiler.compile import Lowered, lower_graph
+from anew.compiler.gains import log_gains
 from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
 from anew.frontend.baking import Bank
@@ -23,6 +24,7 @@ from anew.frontend.held import Holding, Instances
 from anew.frontend.hoisting import detach_host_work
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, listed, report, returned_views, split
+from anew.frontend.recompute import recompute
 from anew.frontend.segment import Segment
 from anew.frontend.session import CompiledGraph, Session
 from anew.frontend.statistics import take_statistics
@@ -91,7 +93,11 @@ class Region:
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         self.results = num_fwd_outputs
-        return partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        forward, backward = partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        found = recompute(forward, backward, num_fwd_outputs, self.name, self.session.device.chip)
+        log_gains(found)
+        self.session.gains += found
+        return forward, backward
 
     def _forward(self, gm: GraphModule, example_inputs: Any) -> Compiled:
         return self._compile(gm, "forward", self._weight_kinds(gm), first_saved=self.results)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch._dynamo.convert_frame import compile_lock
 from torch.fx import GraphModule, Node
 
+from anew.compiler.gains import Gain
 from anew.device.base import Device
 from anew.frontend.choice import make_device
 from anew.frontend.held import HeldGradients, Writes
@@ -124,6 +125,8 @@ class Session:
         self.writes = Writes()
         self.plans: list[Plan] = []
         self.lean_plans: list[Plan] = []
+        #: What choices spared that concern the two programs of a region; those of one program are in its plan.
+        self.gains: list[Gain] = []
         self.banks: weakref.WeakSet[Bank] = weakref.WeakSet()
         self.regions = 0
         self.warned_of_budget = False

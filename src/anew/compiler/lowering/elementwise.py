@@ -108,16 +108,14 @@ def _silu(low: Lowering, node: Node, x: Value) -> Value:
 
 
 @lowers(anew.silu.default)
-def _silu_gated(low: Lowering, node: Node, x: Value) -> tuple[Value, Value]:
-    half = low.op("mul", x=x, y=0.5)
+def _silu_gated(low: Lowering, node: Node, half: Value) -> tuple[Value, Value]:
     gate = low.op("add", x=low.op("tanh", x=half), y=1.0)
     return low.op("mul", x=half, y=gate), gate
 
 
 @lowers(anew.silu_backward.default)
 def _silu_gated_backward(low: Lowering, node: Node, grad: Value, y: Value, gate: Value) -> Value:
-    slope = low.op("add", x=gate, y=low.op("mul", x=y, y=low.op("sub", x=2.0, y=gate)))
-    return low.op("mul", x=low.op("mul", x=grad, y=slope), y=0.5)
+    return low.op("mul", x=grad, y=low.op("add", x=gate, y=low.op("mul", x=y, y=low.op("sub", x=2.0, y=gate))))
 
 
 @lowers(aten.sigmoid_backward.default)

@@ -131,7 +131,7 @@ class Factors:
         self.folded: set[Op] = set()
         for op in self.function.ops:
             number = _number(op)
-            if number is None or not NUMBERS[0] <= number <= NUMBERS[1] or op.output in self.function.outputs:
+            if number is None or not NUMBERS[0] <= number <= NUMBERS[1]:
                 continue
             (x,) = (v for v in op.tensors() if not v.constant)
             scale = self._product_before(x) or self._operand_after(op.output)
