@@ -25,6 +25,7 @@ from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, listed, report, returned_views, split
 from anew.frontend.segment import Segment
 from anew.frontend.session import CompiledGraph, Session
+from anew.frontend.softmax_gradient import shorten_sums
 from anew.frontend.statistics import take_statistics
 from anew.frontend.structure import structure
 from anew.plan import Plan
@@ -92,6 +93,7 @@ class Region:
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         self.results = num_fwd_outputs
+        shorten_sums(joint)
         return partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
 
     def _forward(self, gm: GraphModule, example_inputs: Any) -> Compiled:
