@@ -12,6 +12,7 @@ from anew.compiler.passes.eliminate_dead import eliminate_dead
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
+from anew.compiler.passes.turn_products import turn_products
 from anew.device.emulator.engine import EmulatedEngine
 from anew.frontend.scales import ScaleState
 from anew.mil import Builder, Program, print_program
@@ -109,11 +110,29 @@ def numbers():
     return b.function([b.op("tanh", x=halves), b.op("matmul", "last", x=eighths, y=x, **MATMUL)])
 
 
+def turns():
+    """Keys transposed before scores and their gradient after, between reshapes; a transpose that is a result; heads."""
+    b = Builder()
+    q, k, heads = b.input("q", (6, 4, 3)), b.input("k", (2, 3, 5, 3)), b.input("heads", (2, 4, 3, 3))
+
+    def turned(x):
+        return b.op("transpose", x=x, perm=[*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2])
+
+    keys = b.op("reshape", x=turned(k), shape=[6, 3, 5])
+    scores = b.op("matmul", "scores", x=q, y=keys, **MATMUL)
+    slope = b.op("matmul", "slope", x=q, y=scores, transpose_x=True, transpose_y=False)
+    gradient = turned(b.op("reshape", x=slope, shape=[2, 3, 3, 5]))
+    shown = b.op("matmul", "shown", x=scores, y=turned(scores), **MATMUL)
+    apart = b.op("reshape", x=b.op("transpose", x=heads, perm=[0, 2, 1, 3]), shape=[6, 4, 3])
+    return b.function([gradient, shown, turned(shown), b.op("matmul", "last", x=apart, y=keys, **MATMUL)])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
     "merge_pads": (pads, merge_pads),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
+    "turn_products": (turns, turn_products),
     "scale_operands_beside_numbers": (numbers, lambda f: scale_operands(f, set(), [0, 1]).function),
     "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
 }
@@ -128,7 +147,9 @@ def test_golden_text(name):
     assert text_of(function) == (GOLDEN / f"{name}.before.mil").read_text()  # a pass leaves its input as it was
 
 
-@pytest.mark.parametrize("name", ["common_subexpressions", "eliminate_dead", "merge_pads", "sink_reshapes"])
+@pytest.mark.parametrize(
+    "name", ["common_subexpressions", "eliminate_dead", "merge_pads", "sink_reshapes", "turn_products"]
+)
 def test_meaning_is_kept(name):
     make, change = PASSES[name]
     for before, after in zip(run(make()), run(change(make())), strict=True):

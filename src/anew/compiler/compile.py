@@ -20,6 +20,7 @@ from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
+from anew.compiler.passes.turn_products import turn_products
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
 
@@ -43,7 +44,7 @@ def compile_graph(
     results = _results(module.graph)
     computed = _computed_results(results, values, low)
     function, positions = _merge_equal_outputs(
-        merge_pads(common_subexpressions(sink_reshapes(low.builder.function(list(computed))))), list(computed.values())
+        _simplified(low.builder.function(list(computed))), list(computed.values())
     )
     weights = {n.name for n in _placeholders(module.graph) if kinds.get(n.name) == "weight"}
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
@@ -147,6 +148,10 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
         for violation in refused(check_op(op, low.chip, low.builder.producer)):
             raise NotLowered(f"'{node.target}': {violation}")
     return result
+
+
+def _simplified(function: Function) -> Function:
+    return merge_pads(common_subexpressions(turn_products(sink_reshapes(function))))
 
 
 def _tensors(val: Any) -> list[Any]:

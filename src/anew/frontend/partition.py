@@ -2,7 +2,8 @@
 
 AOTAutograd's default partition saves whatever the backward reads, views and constants included. A view of a saved
 tensor would be a second output of the program, and a view of a weight a copy of it; so views are replayed in the
-backward, and the tensors they look at are saved once.
+backward, and the tensors they look at are saved once. So are copies of transposed matrices, such as attention's keys:
+products read either.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
     replay = _Replay(backward, dict(zip(saved, placeholders, strict=False)), first_cotangent=placeholders[len(saved)])
     for node in saved:
-        if is_view(node):
+        if _is_replayed(node):
             replay.replace(node)
-    kept = [n for n in saved if not is_view(n)]
+    kept = [n for n in saved if not _is_replayed(n)]
     extra = [n for n in replay.added if n not in kept]
     _set_output(forward, [*results, *kept, *extra])
     for module in (forward, backward):
@@ -69,6 +70,27 @@ def _save_draws(joint: GraphModule) -> None:
 def is_view(node: Any) -> bool:
     """Whether a node is a view of its first argument."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in _VIEWS
+
+
+def _is_replayed(node: Node) -> bool:
+    return is_view(node) or _is_turned_copy(node)
+
+
+def _is_turned_copy(node: Node) -> bool:
+    """Whether a node copies matrices transposed that are there in rows: the last two axes of what is no view."""
+    if node.target is not aten.clone.default:
+        return False
+    (source,) = node.all_input_nodes
+    while source.target is aten.expand.default and _shape(source) == _shape(source.all_input_nodes[0]):
+        (source,) = source.all_input_nodes
+    if source.target is not aten.transpose.int or is_view(source.args[0]):
+        return False
+    rank = len(_shape(source))
+    return sorted(int(axis) % rank for axis in cast(tuple[int, int], source.args[1:])) == [rank - 2, rank - 1]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
 
 
 def _set_output(module: GraphModule, results: list[Any]) -> None:
@@ -96,7 +118,7 @@ class _Replay:
         self.graph.erase_node(placeholder)
 
     def _value(self, node: Node) -> Node:
-        if not is_view(node):
+        if not _is_replayed(node):
             return self._saved(node)
         base = self._value(node.args[0])  # type: ignore[arg-type]
         with self.graph.inserting_before(self.first_operation):
