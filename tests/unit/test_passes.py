@@ -9,6 +9,7 @@ import torch
 from anew.chips import load_chip
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.eliminate_dead import eliminate_dead
+from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
@@ -127,9 +128,29 @@ def turns():
     return b.function([gradient, shown, turned(shown), b.op("matmul", "last", x=apart, y=keys, **MATMUL)])
 
 
+def means():
+    """The backward passes of two norms: one whose weight trains, and its mean is taken too; one whose does not."""
+    b = Builder()
+    grad, weight, normed = b.input("grad", (4, 6)), b.input("weight", (6,)), b.input("normed", (2, 2, 6))
+    rows = b.op("reshape", x=grad, shape=[2, 2, 6])
+
+    def sums(x):
+        ones = b.array(np.ones((1, 4)), "ones")
+        return b.op("matmul", x=ones, y=b.op("reshape", x=x, shape=[4, 6]), **MATMUL)
+
+    def mean(x):
+        return b.op("reduce_mean", x=x, axes=[-1], keep_dims=True)
+
+    scaled = b.op("mul", x=rows, y=weight)
+    trained = [sums(b.op("mul", x=rows, y=normed)), sums(rows), mean(b.op("mul", x=scaled, y=normed)), mean(scaled)]
+    frozen = mean(b.op("mul", x=b.op("mul", x=normed, y=weight), y=normed))
+    return b.function([*trained, frozen])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
+    "means_as_products": (means, lambda f: eliminate_dead(means_as_products(f))),
     "merge_pads": (pads, merge_pads),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
     "turn_products": (turns, turn_products),
@@ -159,6 +180,12 @@ def test_meaning_is_kept(name):
 def test_common_subexpressions_counts():
     kinds = [op.kind for op in common_subexpressions(repeated()).ops]
     assert [kinds.count(k) for k in ("exp", "add", "mul", "sub")] == [1, 1, 3, 2]
+
+
+def test_a_mean_as_a_product_is_that_mean():
+    make, change = PASSES["means_as_products"]
+    for before, after in zip(run(make()), run(change(make())), strict=True):
+        torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from anew.compiler.gains import log_gains
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
+from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
@@ -151,7 +152,7 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
 
 
 def _simplified(function: Function) -> Function:
-    return merge_pads(common_subexpressions(turn_products(sink_reshapes(function))))
+    return merge_pads(common_subexpressions(means_as_products(turn_products(sink_reshapes(function)))))
 
 
 def _tensors(val: Any) -> list[Any]:
