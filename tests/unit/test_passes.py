@@ -11,6 +11,7 @@ from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.eliminate_dead import eliminate_dead
 from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
+from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.compiler.passes.turn_products import turn_products
@@ -147,11 +148,24 @@ def means():
     return b.function([*trained, frozen])
 
 
+def rotated():
+    """Sums of products times numbers: a power of two, another number, of a sum that is a result, of a large factor."""
+    b = Builder()
+    x, cos, sin = b.input("x", (8, 2, 6)), b.input("cos", (1, 6)), b.input("sin", (1, 6))
+
+    def turned(number, large=sin):
+        total = b.op("sub", x=b.op("mul", x=x, y=cos), y=b.op("mul", x=large, y=b.op("tanh", x=x)))
+        return total, b.op("exp", x=b.op("mul", x=b.op("reshape", x=total, shape=[16, 6]), y=number))
+
+    return b.function([turned(0.25)[1], turned(3.0)[1], *turned(0.5), turned(0.5, large=x)[1]])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
     "means_as_products": (means, lambda f: eliminate_dead(means_as_products(f))),
     "merge_pads": (pads, merge_pads),
+    "numbers_on_factors": (rotated, numbers_on_factors),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
     "turn_products": (turns, turn_products),
     "scale_operands_beside_numbers": (numbers, lambda f: scale_operands(f, set(), [0, 1]).function),
@@ -169,7 +183,8 @@ def test_golden_text(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["common_subexpressions", "eliminate_dead", "merge_pads", "sink_reshapes", "turn_products"]
+    "name",
+    ["common_subexpressions", "eliminate_dead", "merge_pads", "numbers_on_factors", "sink_reshapes", "turn_products"],
 )
 def test_meaning_is_kept(name):
     make, change = PASSES[name]

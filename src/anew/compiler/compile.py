@@ -19,6 +19,7 @@ from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
+from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.compiler.passes.turn_products import turn_products
@@ -152,7 +153,8 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
 
 
 def _simplified(function: Function) -> Function:
-    return merge_pads(common_subexpressions(means_as_products(turn_products(sink_reshapes(function)))))
+    function = numbers_on_factors(means_as_products(turn_products(sink_reshapes(function))))
+    return merge_pads(common_subexpressions(function))
 
 
 def _tensors(val: Any) -> list[Any]:
