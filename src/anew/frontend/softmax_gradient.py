@@ -23,8 +23,8 @@ aten = torch.ops.aten
 
 _SOFTMAX_BACKWARD = aten._softmax_backward_data.default
 _TURNS = (aten.transpose.int, aten.permute.default)
-#: Passes over an element that saving it for the backward pass is worth: it is written and read.
-SAVED = 4
+#: Passes over an element that cost an M4 what saving it for the backward pass does, which is writing and reading it.
+SAVED = 5
 
 
 @dataclass
