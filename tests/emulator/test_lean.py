@@ -59,7 +59,7 @@ def test_one_call_in_so_many_measures(llama):
     for _ in range(2 * INTERVAL + 2):
         gradients(net)
         runs.append([state.calls % INTERVAL == 1 or state.calls <= FIRST for state in session().scales.states()])
-    (lean_forward, _) = session().lean_plans
+    lean_forward, _ = session().lean_plans
     assert lean_forward.scales.plain
     assert session().statistics().rescaled == 0
     assert [i for i, measured in enumerate(runs) if all(measured)] == [*range(FIRST), INTERVAL, 2 * INTERVAL]

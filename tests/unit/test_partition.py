@@ -87,6 +87,23 @@ def test_a_saved_view_is_replayed_from_what_it_looks_at(split):
     assert any(n.target == aten.t.default for n in backward.graph.nodes)
 
 
+def test_keys_are_saved_as_they_were_made_and_not_transposed(split):
+    q, k = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4, requires_grad=True)
+    forward, _, results = split(lambda q, k: torch.matmul(q.tanh(), k.tanh().transpose(2, 3)), q, k)
+    assert sorted(tuple(n.meta["val"].shape) for n in saved_of(forward, results)) == [(2, 3, 5, 4), (2, 3, 7, 4)]
+
+
+def test_keys_that_are_a_view_are_saved_as_products_read_them(split):
+    """Or the backward would have to take heads apart again."""
+    q, k = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 7, 12, requires_grad=True)
+
+    def scores(q, k):
+        return torch.matmul(q.tanh(), k.tanh().view(2, 7, 3, 4).transpose(1, 2).transpose(2, 3))
+
+    forward, _, results = split(scores, q, k)
+    assert (2, 3, 4, 7) in [n.meta["val"].shape for n in saved_of(forward, results)]
+
+
 @pytest.mark.filterwarnings("ignore::anew.frontend.placement.PlacementWarning")
 def test_a_tensor_saved_for_a_view_is_an_argument_of_its_own_name(split):
     """The backward has operations of the forward's names; generated Python must not mix up the two."""

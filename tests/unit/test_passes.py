@@ -9,9 +9,12 @@ import torch
 from anew.chips import load_chip
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.eliminate_dead import eliminate_dead
+from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
+from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
+from anew.compiler.passes.turn_products import turn_products
 from anew.device.emulator.engine import EmulatedEngine
 from anew.frontend.scales import ScaleState
 from anew.mil import Builder, Program, print_program
@@ -109,11 +112,62 @@ def numbers():
     return b.function([b.op("tanh", x=halves), b.op("matmul", "last", x=eighths, y=x, **MATMUL)])
 
 
+def turns():
+    """Keys transposed before scores and their gradient after, between reshapes; a transpose that is a result; heads."""
+    b = Builder()
+    q, k, heads = b.input("q", (6, 4, 3)), b.input("k", (2, 3, 5, 3)), b.input("heads", (2, 4, 3, 3))
+
+    def turned(x):
+        return b.op("transpose", x=x, perm=[*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2])
+
+    keys = b.op("reshape", x=turned(k), shape=[6, 3, 5])
+    scores = b.op("matmul", "scores", x=q, y=keys, **MATMUL)
+    slope = b.op("matmul", "slope", x=q, y=scores, transpose_x=True, transpose_y=False)
+    gradient = turned(b.op("reshape", x=slope, shape=[2, 3, 3, 5]))
+    shown = b.op("matmul", "shown", x=scores, y=turned(scores), **MATMUL)
+    apart = b.op("reshape", x=b.op("transpose", x=heads, perm=[0, 2, 1, 3]), shape=[6, 4, 3])
+    return b.function([gradient, shown, turned(shown), b.op("matmul", "last", x=apart, y=keys, **MATMUL)])
+
+
+def means():
+    """The backward passes of two norms: one whose weight trains, and its mean is taken too; one whose does not."""
+    b = Builder()
+    grad, weight, normed = b.input("grad", (4, 6)), b.input("weight", (6,)), b.input("normed", (2, 2, 6))
+    rows = b.op("reshape", x=grad, shape=[2, 2, 6])
+
+    def sums(x):
+        ones = b.array(np.ones((1, 4)), "ones")
+        return b.op("matmul", x=ones, y=b.op("reshape", x=x, shape=[4, 6]), **MATMUL)
+
+    def mean(x):
+        return b.op("reduce_mean", x=x, axes=[-1], keep_dims=True)
+
+    scaled = b.op("mul", x=rows, y=weight)
+    trained = [sums(b.op("mul", x=rows, y=normed)), sums(rows), mean(b.op("mul", x=scaled, y=normed)), mean(scaled)]
+    frozen = mean(b.op("mul", x=b.op("mul", x=normed, y=weight), y=normed))
+    return b.function([*trained, frozen])
+
+
+def rotated():
+    """Sums of products times numbers: a power of two, another number, of a sum that is a result, of a large factor."""
+    b = Builder()
+    x, cos, sin = b.input("x", (8, 2, 6)), b.input("cos", (1, 6)), b.input("sin", (1, 6))
+
+    def turned(number, large=sin):
+        total = b.op("sub", x=b.op("mul", x=x, y=cos), y=b.op("mul", x=large, y=b.op("tanh", x=x)))
+        return total, b.op("exp", x=b.op("mul", x=b.op("reshape", x=total, shape=[16, 6]), y=number))
+
+    return b.function([turned(0.25)[1], turned(3.0)[1], *turned(0.5), turned(0.5, large=x)[1]])
+
+
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
+    "means_as_products": (means, lambda f: eliminate_dead(means_as_products(f))),
     "merge_pads": (pads, merge_pads),
+    "numbers_on_factors": (rotated, numbers_on_factors),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
+    "turn_products": (turns, turn_products),
     "scale_operands_beside_numbers": (numbers, lambda f: scale_operands(f, set(), [0, 1]).function),
     "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
 }
@@ -128,7 +182,10 @@ def test_golden_text(name):
     assert text_of(function) == (GOLDEN / f"{name}.before.mil").read_text()  # a pass leaves its input as it was
 
 
-@pytest.mark.parametrize("name", ["common_subexpressions", "eliminate_dead", "merge_pads", "sink_reshapes"])
+@pytest.mark.parametrize(
+    "name",
+    ["common_subexpressions", "eliminate_dead", "merge_pads", "numbers_on_factors", "sink_reshapes", "turn_products"],
+)
 def test_meaning_is_kept(name):
     make, change = PASSES[name]
     for before, after in zip(run(make()), run(change(make())), strict=True):
@@ -138,6 +195,12 @@ def test_meaning_is_kept(name):
 def test_common_subexpressions_counts():
     kinds = [op.kind for op in common_subexpressions(repeated()).ops]
     assert [kinds.count(k) for k in ("exp", "add", "mul", "sub")] == [1, 1, 3, 2]
+
+
+def test_a_mean_as_a_product_is_that_mean():
+    make, change = PASSES["means_as_products"]
+    for before, after in zip(run(make()), run(change(make())), strict=True):
+        torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,12 @@ from anew.compiler.gains import gains, log_gains
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
+from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
+from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
+from anew.compiler.passes.turn_products import turn_products
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
 
@@ -51,7 +54,7 @@ def lower_graph(
     results = _results(module.graph)
     computed = _computed_results(results, values, low)
     function, positions = _merge_equal_outputs(
-        merge_pads(common_subexpressions(sink_reshapes(low.builder.function(list(computed))))), list(computed.values())
+        _simplified(low.builder.function(list(computed))), list(computed.values())
     )
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     return Lowered(
@@ -216,6 +219,11 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
         for violation in refused(check_op(op, low.chip, low.builder.producer)):
             raise NotLowered(f"'{node.target}': {violation}")
     return result
+
+
+def _simplified(function: Function) -> Function:
+    function = numbers_on_factors(means_as_products(turn_products(sink_reshapes(function))))
+    return merge_pads(common_subexpressions(function))
 
 
 def _tensors(val: Any) -> list[Any]:

@@ -84,6 +84,17 @@ def _silu_backward(ctx: Any, grad: Tensor | None, grad_gate: Tensor | None) -> T
 silu.register_autograd(_silu_backward, setup_context=_save)
 
 
+@torch.library.custom_op("anew::softmax_backward", mutates_args=())
+def softmax_backward(grad: Tensor, y: Tensor, total: Tensor) -> Tensor:
+    """Gradient of softmax over the last axis from its result and ``total``, the sums of ``grad * y``, [..., 1]."""
+    return y * (grad - total)
+
+
+@softmax_backward.register_fake
+def _(grad: Tensor, y: Tensor, total: Tensor) -> Tensor:
+    return torch.empty_like(grad)
+
+
 @torch.library.custom_op("anew::standardize", mutates_args=())
 def standardize(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Bring x to mean 0 and variance 1 over axes, without gain and bias.

@@ -3,6 +3,7 @@
 * attention is written out, with additive finite masks and nothing repeated (:mod:`anew.frontend.attention`)
 * dropout multiplies with a mask that the host draws (:mod:`anew.frontend.dropout`)
 * the number that scales an adapter goes where it has the fewest elements to scale (:mod:`anew.frontend.factors`)
+* signs of halves, in rotary embeddings, go to the sines (:mod:`anew.frontend.signs`)
 * ``x * rsqrt(mean(x^2) + eps)`` becomes one operation whose forward and backward stay within fp16 at any scale of x
 * norms, pooling and some activations are written out in a form that stays within fp16
 * casts to the type a tensor already has disappear, and so do empty tensors put before others, as a new cache does
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from anew.frontend import attention, dropout, factors
+from anew.frontend import attention, dropout, factors, signs
 from anew.frontend.functions import METHODS, REPLACEMENTS
 from anew.frontend.match import called, tensor_of
 
@@ -33,6 +34,7 @@ def canonicalize(module: GraphModule) -> None:
         attention.rewrite(node)
         dropout.rewrite(node)
         factors.rewrite(node)
+        signs.rewrite(node)
         if node.op == "call_function" and node.target in REPLACEMENTS:
             node.target = REPLACEMENTS[node.target]
         elif node.op == "call_method" and node.target in METHODS:

@@ -2,14 +2,15 @@
 
 AOTAutograd's default partition saves whatever the backward reads, views and constants included. A view of a saved
 tensor would be a second output of the program, and a view of a weight a copy of it; so views are replayed in the
-backward, and the tensors they look at are saved once.
+backward, and the tensors they look at are saved once. So are copies of transposed matrices, such as attention's keys:
+products read either.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from functorch.compile import default_partition
@@ -41,7 +42,7 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     """
     _save_draws(joint)
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-    replay(forward, backward, num_fwd_outputs, is_view)
+    replay(forward, backward, num_fwd_outputs, _is_replayed)
     return forward, backward
 
 
@@ -78,6 +79,27 @@ def _save_draws(joint: GraphModule) -> None:
 def is_view(node: Any) -> bool:
     """Whether a node is a view of its first argument."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in _VIEWS
+
+
+def _is_replayed(node: Node) -> bool:
+    return is_view(node) or _is_turned_copy(node)
+
+
+def _is_turned_copy(node: Node) -> bool:
+    """Whether a node copies matrices transposed that are there in rows: the last two axes of what is no view."""
+    if node.target is not aten.clone.default:
+        return False
+    (source,) = node.all_input_nodes
+    while source.target is aten.expand.default and _shape(source) == _shape(source.all_input_nodes[0]):
+        (source,) = source.all_input_nodes
+    if source.target is not aten.transpose.int or is_view(source.args[0]):
+        return False
+    rank = len(_shape(source))
+    return sorted(int(axis) % rank for axis in cast(tuple[int, int], source.args[1:])) == [rank - 2, rank - 1]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
 
 
 class _Replay:

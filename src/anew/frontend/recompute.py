@@ -1,8 +1,8 @@
 """What the forward program saves for the backward one, and what that computes again, by what both cost on the chip.
 
 A saved tensor is streamed to memory and from it. What is a function of each element of tensors that are there anyway
-takes passes over its elements instead, counted on its lowered operations; and two more where it is the operand of a
-product whose magnitude is bounded by nothing known, in the calls that measure. The search is greedy: it takes the change
+takes passes over its elements instead, counted on its lowered operations; and two more, in calls that measure, where
+it is the operand of a product and its magnitude is bounded by nothing known. The search is greedy: it takes the change
 that saves most, until none does. A chip whose rates nobody measured saves everything, and so does a graph whose
 backward is in part the host's: what is computed again would go from program to program through the host.
 """

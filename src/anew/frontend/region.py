@@ -27,6 +27,7 @@ from anew.frontend.placement import host_operations, listed, report, returned_vi
 from anew.frontend.recompute import recompute
 from anew.frontend.segment import Segment
 from anew.frontend.session import CompiledGraph, Session
+from anew.frontend.softmax_gradient import shorten_sums
 from anew.frontend.statistics import take_statistics
 from anew.frontend.structure import structure
 
@@ -93,6 +94,7 @@ class Region:
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         self.results = num_fwd_outputs
+        shorten_sums(joint)
         forward, backward = partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
         found = recompute(forward, backward, num_fwd_outputs, self.name, self.session.device.chip)
         log_gains(found)

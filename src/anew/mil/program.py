@@ -18,8 +18,9 @@ class Value:
     """One SSA value. ``const`` holds a constant's payload: a Python scalar, string, tuple or numpy array.
 
     ``constexpr`` marks the result of a ``constexpr_*`` operation: a constant whose payload is computed when a device
-    compiles the program. ``bound`` is a magnitude that the value cannot exceed, where whoever made it knows one, and
-    ``softmax`` says that it is one over its last axis; text does not show either.
+    compiles the program. ``bound`` is a magnitude that the value cannot exceed, where whoever made it knows one,
+    ``softmax`` says that it is one over its last axis, and ``around_mean`` is the value that it is, less means of that
+    value's own elements; text does not show these.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Value:
     constexpr: bool = False
     bound: float | None = None
     softmax: bool = False
+    around_mean: Value | None = None
 
     def __repr__(self) -> str:
         return f"{self.type} {self.name}"

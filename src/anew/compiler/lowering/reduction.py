@@ -103,6 +103,14 @@ def _softmax_backward(low: Lowering, node: Node, grad: Value, y: Value, dim: int
     return low.op("mul", x=y, y=low.op("sub", x=grad, y=total))
 
 
+@lowers(anew.softmax_backward.default)
+def _softmax_backward_by_total(low: Lowering, node: Node, grad: Value, y: Value, total: Value) -> Value:
+    _mark(y, -1)
+    rest = low.op("sub", x=grad, y=total)
+    rest.around_mean = grad
+    return low.op("mul", x=y, y=rest)
+
+
 @lowers(anew.rms_norm.default)
 def _rms_norm(low: Lowering, node: Node, x: Value, eps: float) -> tuple[Value, Value]:
     """Each row is divided by its largest magnitude first, so that no square leaves fp16 whatever the row's scale."""

@@ -88,6 +88,9 @@ class Magnitudes:
             return Known(Bound.number(float(np.abs(np.asarray(value.const, np.float64)).max(initial=0.0))))
         if value in self.ports:
             return Known(Bound.of(value.name))
+        if value.around_mean is not None:
+            known = self.of(value.around_mean)
+            return known and known.plus(known)
         op = self.producers.get(value)
         if op is None or len(op.outputs) != 1:
             return None

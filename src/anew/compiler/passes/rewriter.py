@@ -37,6 +37,7 @@ class Rewriter:
             }
             new = self.builder.op(op.kind, op.output.name if self.keep_names else None, **operands)
             new.bound, new.softmax = op.output.bound, op.output.softmax
+            new.around_mean = op.output.around_mean and self[op.output.around_mean]
         self.values[op.output] = new
         return new
 
