@@ -1,4 +1,4 @@
-"""The record of what made a step cheaper: each commit is counted once, and one that cannot be is listed with the reason."""
+"""The record of what made a step cheaper: each commit is counted once; one that cannot be is listed with the reason."""
 
 import pytest
 
