@@ -2,11 +2,13 @@
 
 Every commit since :data:`BASE` that touches what runs in a step is laid out with today's projection and estimate over
 it, and its programs are compiled and counted. Its gain is over its own parent, so that branches may have grown side by
-side.
+side. What was counted is kept, so that a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import re
@@ -28,6 +30,47 @@ BASE = "e08f21f"
 #: the estimate's optimizer of the estimate's session.
 RUNS = ("compiler", "frontend", "device", "plan", "optim")
 PRICES = ("projection", "estimate", "frontend/model.py")
+#: What a tree lacks that today's estimate asks for: a file that is absent, and what is written behind another for it.
+#: Without an optimizer of its own no gradient is held; without its embedding, an embedding's gradient is dense.
+LACKING = (
+    (
+        "optim/adam.py",
+        "optim/adam.py",
+        """
+class EngineAdamW:
+    def __init__(self, model, params, overlap):
+        self.zero_grad = model.zero_grad
+""",
+    ),
+    ("optim/adam.py", "frontend/staleness.py", "mark = None  # of weights that an optimizer wrote: there are none"),
+    (
+        "optim/adam.py",
+        "frontend/session.py",
+        """
+class _NothingHeld:
+    def holds(self, parameter):
+        return False
+
+    def take(self, parameter):
+        return []
+
+
+Session.held = _NothingHeld()
+""",
+    ),
+    (
+        "optim/embedding.py",
+        "estimate/host.py",
+        """
+def at_ends(config, counted):
+    return dense_at_ends(config)
+""",
+    ),
+)
+#: Where what was counted is kept: the milliseconds, or why there are none, by a digest of what they come from.
+KEPT = ROOT / "runs" / "chain"
+#: Milliseconds below which a change of a step is not listed.
+SEEN = 0.05
 #: What a subject may begin with that says nothing of the change.
 PREFIX = re.compile(r"^\w+ slice \d+: ")
 #: Run over each commit's programs.
@@ -60,39 +103,94 @@ def changes() -> list[tuple[str, str, str]]:
     return found
 
 
-def projected(commit: str) -> dict[str, float]:
-    """Return the milliseconds of a step of stories110m with the programs of a commit, by batch."""
-    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=True).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
-        for name in PRICES:
-            here, there = ROOT / "src" / "anew" / name, Path(folder) / "src" / "anew" / name
-            shutil.copytree(here, there, dirs_exist_ok=True) if here.is_dir() else shutil.copy(here, there)
-        done = subprocess.run(
-            [sys.executable, "-c", CODE],
-            env=os.environ | {"PYTHONPATH": str(Path(folder) / "src")},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def projected(commit: str) -> dict[str, Any]:
+    """Return the milliseconds of a step of stories110m with the programs of a commit, by batch.
+
+    Where today's estimate cannot count them there is a ``reason`` instead.
+    """
+    kept = KEPT / f"{_digest(commit)}.json"
+    if not kept.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps(_count(commit)))
+        partial.rename(kept)
+    found: dict[str, Any] = json.loads(kept.read_text())
     return found
+
+
+def _digest(commit: str) -> str:
+    """Of what the figures of a commit come from: what it runs, and today's prices and this module."""
+    runs = git("ls-tree", commit, *(f"src/anew/{name}" for name in RUNS))
+    return hashlib.sha256((runs + _prices()).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _prices() -> str:
+    places = [ROOT / "src" / "anew" / name for name in PRICES]
+    files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place]) if f.is_file()]
+    digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in (*files, Path(__file__)) if f.suffix != ".pyc"]
+    return "".join(digests)
+
+
+def _count(commit: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(commit, Path(folder))
+        environment = os.environ | {"PYTHONPATH": str(Path(folder) / "src")}
+        done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True)
+    if done.returncode < 0:
+        raise KeyboardInterrupt(f"counting {commit} was stopped by signal {-done.returncode}")
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    found: dict[str, Any] = {"reason": lines[-1]} if done.returncode else json.loads(lines[-1])
+    return found
+
+
+def lay_out(commit: str, folder: Path) -> None:
+    """Write the sources of a commit, with today's prices over them, and what they lack for these."""
+    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    here, there = ROOT / "src" / "anew", folder / "src" / "anew"
+    lacking = [(target, text) for file, target, text in LACKING if not (there / file).exists()]
+    for name in PRICES:
+        if (here / name).is_dir():
+            shutil.rmtree(there / name, ignore_errors=True)
+            shutil.copytree(here / name, there / name)
+        else:
+            shutil.copy(here / name, there / name)
+    for target, text in lacking:
+        (there / target).parent.mkdir(exist_ok=True)
+        with (there / target).open("a") as file:
+            file.write(f"\n\n{text.strip()}\n")
 
 
 def main() -> None:
     """Project every change, write the record and the table of docs/estimate.md."""
-    listed = changes()
-    commits = {commit for change in listed for commit in change[:2]} | {git("rev-parse", "--short", "HEAD")}
-    ms = {c: projected(c) for c in sorted(commits)}
-    figures = {
-        c: {"subject": subject} | {f"gain_{batch}_ms": ms[parent][batch] - ms[c][batch] for batch in ms[c]}
-        for c, parent, subject in listed
-    }
-    kept = {c: f for c, f in figures.items() if any(abs(v) > 0.05 for k, v in f.items() if k != "subject")}
-    ends = {"first": ms[listed[0][1]] if listed else {}, "last": ms[git("rev-parse", "--short", "HEAD")]}
-    record.write("chain", {"changes": {f"c{c}": f for c, f in kept.items()}, **ends})
-    record.write_table("estimate.md", "chain", [_row(f"c{c}", f) for c, f in kept.items()])
+    listed, last = changes(), git("rev-parse", "--short", "HEAD")
+    ms: dict[str, dict[str, Any]] = {}
+    for commit in dict.fromkeys([*(c for change in listed for c in (change[1], change[0])), last]):
+        ms[commit] = projected(commit)
+        print(commit, ms[commit], flush=True)
+    kept, uncounted = gains(listed, ms)
+    first = ms[listed[0][1]] if listed else {}
+    record.write("chain", {"changes": kept, "uncounted": uncounted, "first": first, "last": ms[last]})
+    record.write_table("estimate.md", "chain", [_row(c, f) for c, f in kept.items()])
+
+
+def gains(
+    listed: list[tuple[str, str, str]], ms: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    """Return what each change took off its parent's milliseconds, where that is seen, and what could not be counted."""
+    found: dict[str, dict[str, Any]] = {}
+    uncounted: dict[str, dict[str, str]] = {}
+    for commit, parent, subject in listed:
+        reasons = [ms[c]["reason"] for c in (commit, parent) if "reason" in ms[c]]
+        if reasons:
+            uncounted[f"c{commit}"] = {"subject": subject, "reason": reasons[0]}
+            continue
+        less = {f"gain_{batch}_ms": ms[parent][batch] - ms[commit][batch] for batch in ms[commit]}
+        if any(abs(gain) > SEEN for gain in less.values()):
+            found[f"c{commit}"] = {"subject": subject} | less
+    return found, uncounted
 
 
 def _row(commit: str, figures: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Projected steps: what two small models give for many layers is what a device counts in a run of them all."""
 
+import gc
 import json
 from typing import Any
 
@@ -164,6 +165,8 @@ def test_the_command_prints_json_with_the_comparison_and_draws_a_roofline(tmp_pa
     flags = ["--seq-len", "32", "--json", "--compare", "--roofline", str(picture)]
     assert main(["estimate", "--model", str(tmp_path), *flags]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
     assert printed["projected"] is True
     assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()) - printed["overlap_ms"])
     assert {s["label"] for s in printed["compare"]["systems"]} == {"measured by its authors"}

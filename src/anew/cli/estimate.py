@@ -1,7 +1,10 @@
 """`anew estimate`: what a training step of a model costs on a chip, projected."""
 
 import argparse
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--lora {arguments.lora}: a rank is at least 1")
     if arguments.base_bits and not arguments.lora:
         raise UserError("--base-bits is for a frozen base: give --lora RANK as well")
+    with _uncollected():
+        return _show(arguments)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's collector off, which would look again and again at what importing makes and find it in use."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()
+
+
+def _show(arguments: argparse.Namespace) -> int:
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
     from anew.estimate import compare
     from anew.estimate.capture import Setting
@@ -63,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from anew.models.quiet import quiet
 
     name, config = read(arguments.preset, arguments.model)
+    gc.freeze()  # Dynamo collects by itself after each capture: not what is there by now
     setting = Setting(config, arguments.seq_len, arguments.batch_size, arguments.lora, arguments.base_bits)
     with quiet():
         found = estimate(setting, arguments.chip)

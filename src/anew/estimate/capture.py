@@ -1,4 +1,4 @@
-"""Counts the work of a training step from two small models: of one layer and of two, with a small vocabulary.
+"""Counts the work of a training step from a small model: with one layer and with two, and a small vocabulary.
 
 Layers are alike, so what the second one adds is what each further layer adds. Embedding and head are counted from the
 shapes of the true vocabulary. So no more than two layers' weights are ever made.
@@ -7,11 +7,10 @@ shapes of the true vocabulary. So no more than two layers' weights are ever made
 from __future__ import annotations
 
 import copy
-import gc
-import importlib.util
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,11 @@ import torch
 from torch import nn
 
 from anew.chips import load_chip
+from anew.device.base import LoadedProgram
 from anew.errors import UserError
 from anew.estimate.counting import CountingDevice, CountingProgram
+from anew.estimate.typical import TypicalScales
+from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
 from anew.frontend.loss.region import longest_tile
@@ -30,8 +32,12 @@ from anew.frontend.options import Options
 from anew.frontend.placement import PlacementWarning
 from anew.frontend.recorder import HostRecorder
 from anew.frontend.region import GraphCall
+from anew.frontend.scales import INTERVAL
+from anew.frontend.segment import Segment
 from anew.frontend.session import Session
+from anew.frontend.staleness import mark
 from anew.frontend.weight_store import WeightStore
+from anew.optim.adam import EngineAdamW
 from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES, from_memory
@@ -41,10 +47,14 @@ if TYPE_CHECKING:
 
 #: Vocabulary of the small models.
 VOCABULARY = 64
+#: What stands for a weight's numbers: the largest of a matrix at work. No amount depends on others.
+WEIGHT = 0.1
 #: Bytes an element of a host operation's result stands for: two fp32 operands read, one result written.
 TOUCHED = 12
-#: The forward and the backward program of a tile of the loss.
-LOSS_PROGRAMS = 2
+#: The forward and the backward program of a tile of the loss, those that measure and the lean ones.
+LOSS_PROGRAMS = 4
+#: In both, the product that gives logits.
+LOGITS = frozenset({0})
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,6 @@ class Counted:
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
         held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
             there and writes the fp16 weight as well.
-        by_rows: 1 if that optimizer takes an embedding's gradient by rows, else 0.
     """
 
     work: Work
@@ -105,7 +114,6 @@ class Counted:
     programs: float
     convolutions: float
     held: float = 0.0
-    by_rows: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -127,82 +135,102 @@ def count_step(setting: Setting, chip: str) -> Counted:
     layers = getattr(setting.config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not isinstance(getattr(setting.config, "vocab_size", None), int):
         raise UserError("the configuration names no num_hidden_layers or vocab_size; give that of the language model")
-    trained = setting.trained_layers
-    session = _session(setting, chip)
-    one = _small(setting, 1, session)
-    gc.collect()  # the model that is gone hands back its buffers
-    most = _small(setting, 2, _session(setting, chip) if setting.base_bits else session)
-    total = one + (most + one * -1.0) * (trained - 1) + _head(setting, chip)
+    trained, small = setting.trained_layers, _Small(setting, chip)
+    with small.first_layer_alone():
+        one = small.count()
+    # Buffers of weights that have become constants would serve the second layer's.
+    two = (_Small(setting, chip) if setting.base_bits else small).count()
+    total = one + (two + one * -1.0) * (trained - 1) + _head(setting, chip)
     if trained < layers:  # below them no gradient is asked for
-        most = _small(setting, 2, _session(setting, chip), trained=1)
-        total += (most + one * -1.0) * (layers - trained)
-    return replace(total, programs=most.programs + LOSS_PROGRAMS)
+        two = _Small(setting, chip, trained=1).count()
+        total += (two + one * -1.0) * (layers - trained)
+    return replace(total, programs=two.programs + LOSS_PROGRAMS)
 
 
-def _session(setting: Setting, chip: str) -> Session:
-    device = CountingDevice(load_chip(chip))
-    return Session(Options(device="null", chip=chip, base_bits=setting.base_bits), device)
+class _Small:
+    """A model of two layers with a small vocabulary, whose graphs are captured once to count one layer and both."""
 
+    def __init__(self, setting: Setting, chip: str, trained: int = -1) -> None:
+        self.setting = setting
+        self.device = CountingDevice(load_chip(chip))
+        self.session = Session(Options(device="null", chip=chip, base_bits=setting.base_bits), self.device)
+        self.session.scales = self.scales = TypicalScales()
+        self.ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
+        self.model = _build(setting, trained)
+        compile_in(self.model, self.session)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = EngineAdamW(self.model, trainable, overlap=False)  # as `anew train` has it
 
-def _small(setting: Setting, layers: int, session: Session, trained: int = -1) -> Counted:
-    """The amounts of a model of few layers; head, embedding and their part of the loss left out.
+    @contextmanager
+    def first_layer_alone(self) -> Iterator[None]:
+        """Take the second layer away meanwhile."""
+        second = repeated_layers(self.model)[1]
+        layers: Any = next(module for module in self.model.modules() if second in module.children())
+        del layers[1]
+        yield
+        layers.append(second)
 
-    Models in one session share the programs of their layers; constants in them are of one model, which needs its own.
-    """
-    model, device = _build(setting, layers, trained), session.device
-    assert isinstance(device, CountingDevice)
-    compile_in(model, session)
-    ids = torch.zeros(setting.batch_size, setting.seq_len, dtype=torch.int64)
-    recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PlacementWarning)
-        optimizer = _optimizer(model)
-        _step(model, ids)
-        if optimizer is not None:
-            _written(model, session)
-            optimizer.zero_grad()
-        model.zero_grad()
-        device.reset(() if optimizer is None else lasting(model, session))
+    def count(self) -> Counted:
+        """The amounts of a step, of which one in so many measures; those of head, embedding and their loss left out."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlacementWarning)
+            self.scales.measures = True
+            self._clear()
+            self._step()
+            lean, measured = self._count(measures=False), self._count(measures=True)
+        return lean * (1.0 - 1.0 / INTERVAL) + measured * (1.0 / INTERVAL)
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad()
+        _written(self.model, self.session)
+
+    def _count(self, *, measures: bool) -> Counted:
+        """The amounts of one more step."""
+        model, device, session = self.model, self.device, self.session
+        recorder = HostRecorder(_Small._step.__code__, {GraphCall.__call__.__code__})
+        self._clear()
+        self.scales.measures = measures
+        device.reset(lasting(model, session))
         with recorder:
-            _step(model, ids)
-    verdict = verdict_of(model)
-    if verdict is None or not verdict.used:
-        reason = verdict.reason if verdict else "it has no loss of its own"
-        raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
-    held = _held(model, session)
-    for buffer in held.values():
-        device.keep(buffer)
-    loss = {plan.text for plan in session.plans if " loss " in plan.name}
-    backward = {plan.text for plan in session.plans if "backward" in plan.name}
-    head = model.get_output_embeddings().weight  # type: ignore[operator]
-    tables = {id(head): head, id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}  # type: ignore[operator]
-    plain = [p for p in model.parameters() if id(p) not in tables]
-    touched = sum(
-        calls * TOUCHED * math.prod(call.shape)
-        for call, calls in recorder.calls.items()
-        if call.shape[:1] != (VOCABULARY,)
-    )
-    return Counted(
-        device.total(session.plans, left_out=loss),
-        device.total(session.plans, left_out=loss | backward),
-        sum(p.numel() for p in plain),
-        sum(p.numel() for p in plain if p.requires_grad),
-        device.buffers.allocated_bytes,
-        touched,
-        len({plan.text for plan in session.plans} - loss) + _baked_programs(session, setting.config.num_hidden_layers),
-        float(device.convolutions),
-        sum(p.numel() for p in plain if id(p) in held),
-        float(bool(held) and importlib.util.find_spec("anew.optim.embedding") is not None),
-    )
+            self._step()
+        verdict = verdict_of(model)
+        if verdict is None or not verdict.used:
+            reason = verdict.reason if verdict else "it has no loss of its own"
+            raise UserError(f"only models whose head and loss run on the engine are estimated; of this one {reason}")
+        held = {id(p): piece.buffer for p in model.parameters() for piece in session.held.take(p)}
+        for buffer in held.values():
+            device.keep(buffer)
+        plans = [*session.plans, *session.lean_plans]
+        loss = {plan.text for plan in plans if " loss " in plan.name}
+        backward = {plan.text for plan in plans if "backward" in plan.name}
+        plain = _inside(model)
+        programs = len({plan.text for plan in plans} - loss)
+        return Counted(
+            device.total(plans, left_out=loss),
+            device.total(plans, left_out=loss | backward),
+            sum(p.numel() for p in plain),
+            sum(p.numel() for p in plain if p.requires_grad),
+            device.buffers.allocated_bytes,
+            _touched(recorder),
+            programs + _baked_programs(session, self.setting.config.num_hidden_layers),
+            float(device.convolutions),
+            sum(p.numel() for p in plain if id(p) in held),
+        )
+
+    def _step(self) -> None:
+        self.model(input_ids=self.ids, labels=self.ids).loss.backward()
 
 
-def _optimizer(model: nn.Module) -> Any:
-    """What `anew train` steps a model with; None where programs are counted that know of no such optimizer."""
-    try:
-        adam = importlib.import_module("anew.optim.adam")
-    except ModuleNotFoundError:
-        return None
-    return adam.EngineAdamW(model, [p for p in model.parameters() if p.requires_grad], overlap=False)
+def _inside(model: Any) -> list[nn.Parameter]:
+    """The parameters besides embedding and head."""
+    tables = {id(module.weight) for module in (model.get_output_embeddings(), model.get_input_embeddings())}
+    return [p for p in model.parameters() if id(p) not in tables]
+
+
+def _touched(recorder: HostRecorder) -> int:
+    """Bytes that the host's operations read and write, those of the vocabulary's size left out."""
+    calls = recorder.calls.items()
+    return sum(n * TOUCHED * math.prod(call.shape) for call, n in calls if call.shape[:1] != (VOCABULARY,))
 
 
 def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
@@ -213,19 +241,9 @@ def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
 
 def _written(model: nn.Module, session: Session) -> None:
     """Let the weights' buffers be as the optimizer's pass leaves them, which takes longer to compile than one step."""
-    mark = importlib.import_module("anew.frontend.staleness").mark
-    for p in model.parameters():
-        entry = session.weights.rewritable(p)
-        if entry is not None and session.held.holds(p):
+    for p in filter(session.held.holds, model.parameters()):
+        if (entry := session.weights.rewritable(p)) is not None:
             entry[0].mark = mark(p)
-
-
-def _held(model: nn.Module, session: Session) -> dict[int, torch.Tensor]:
-    """Take what is held, and return the buffers by the identity of their parameters."""
-    gradients = getattr(session, "held", None)
-    if gradients is None:
-        return {}
-    return {id(p): piece.buffer for p in model.parameters() for piece in gradients.take(p)}
 
 
 def _baked_programs(session: Session, layers: int) -> int:
@@ -239,21 +257,27 @@ def _baked_programs(session: Session, layers: int) -> int:
     return sum(math.ceil((layers - kinds + 1) / size) for size in sizes[:2]) + len(sizes[2:])
 
 
-def _build(setting: Setting, layers: int, trained: int) -> nn.Module:
+def _build(setting: Setting, trained: int) -> nn.Module:
+    """A model of two layers, the last ``trained`` of which train (-1: both); every weight is the same number."""
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(setting.config)
-    config.num_hidden_layers, config.vocab_size, config.use_cache = layers, VOCABULARY, False
+    config.num_hidden_layers, config.vocab_size, config.use_cache = 2, VOCABULARY, False
     config.bos_token_id = config.eos_token_id = 0
     config.pad_token_id = None
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+        config.layer_types = config.layer_types[:2]
     if setting.seq_len > (most := getattr(config, "max_position_embeddings", setting.seq_len)):
         raise UserError(f"--seq-len {setting.seq_len} is more than the {most} positions of the model")
     try:
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        with no_init_weights():
+            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     except Exception as error:  # transformers validates with many types of exception
         raise UserError(f"transformers cannot build this model: {str(error).strip().splitlines()[0]}") from error
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(WEIGHT)
     if not setting.tunes:
         return model
     from anew.finetune.adapt import prepare
@@ -261,10 +285,6 @@ def _build(setting: Setting, layers: int, trained: int) -> nn.Module:
 
     tuning = setting.tuning or FinetuneConfig(lora_parameters={"rank": setting.lora})
     return prepare(model, replace(tuning, num_layers=trained))
-
-
-def _step(model: nn.Module, ids: torch.Tensor) -> None:
-    model(input_ids=ids, labels=ids).loss.backward()
 
 
 def _head(setting: Setting, chip: str) -> Counted:
@@ -282,7 +302,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     ports |= {"largest": (shape.rows, 1)} | ({"cotangent": (shape.rows, features)} if trained else {})
     calls.append(compile_function(session, store, "loss backward", backward(hidden=True, weight=trained), ports))
     tiles = len(tiling.tiles) * len(list(tiling.chunks()))
-    once = [_run(call.run.plan, call.run.program, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[attr-defined]
+    once = [_tile(call.run, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[arg-type]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     work = (once[0] + once[1]) * tiles + _kept(tiling, ports)
     buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
@@ -299,11 +319,21 @@ def _kept(tiling: Tiling, ports: Mapping[str, tuple[int, ...]]) -> Work:
     return Work(read=-elements)
 
 
-def _run(plan: Plan, program: CountingProgram, *, fresh: bool) -> Work:
+def _tile(segment: Segment, *, fresh: bool) -> Work:
+    """The mean run for a tile: one in so many measures, between them the logits have no scales."""
+    lean = segment.make_lean(LOGITS)
+    found = [
+        _run(segment.plan, segment.program, fresh),
+        _run(lean, segment.device.compile(lean.text, lean.weights), fresh),
+    ]
+    return found[0] * (1.0 / INTERVAL) + found[1] * (1.0 - 1.0 / INTERVAL)
+
+
+def _run(plan: Plan, program: LoadedProgram, fresh: bool) -> Work:
     """One run for one tile; weights are copied when ``fresh``, and else read where they lie."""
-    weights = {port.name: math.prod(port.shape) for port in plan.inputs if port.kind == "weight"}
+    assert isinstance(program, CountingProgram)
+    weights = sum(math.prod(port.shape) for port in plan.inputs if port.kind == "weight")
     inputs = sum(p.type.numel for p in program.inputs)
     outputs = sum(p.type.numel for p in program.outputs)
-    there = 0 if fresh else sum(weights.values())
     streams = from_memory(FP16_BYTES * float(inputs + outputs))
-    return program.work + streams + Work(dispatches=1, read=inputs - there, write=outputs)
+    return program.work + streams + Work(dispatches=1, read=inputs - (0 if fresh else weights), write=outputs)

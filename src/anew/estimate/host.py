@@ -20,7 +20,7 @@ NORM, NORM_FP32 = 2, 4
 EMBEDDING, TIED = 4, 12
 #: Bytes of an element of a trained head: its gradient is zeroed, and each tile's product is read and added to it.
 HEAD = 16
-#: Of a head's where the optimizer takes an embedding's gradient by rows: each tile's product is copied.
+#: Of a head's where the engine's optimizer takes an embedding's gradient by rows: each tile's product is copied.
 HEAD_COPIED = 8
 #: Seconds that the host takes on an M4 to convert an element between fp32 and a buffer of the engine: the forward pass
 #: of maderix/ANE's static trainer (commit 4d67db1, "io 4.1 ms"), which converts 15 x 768 x 256 elements a layer in 12
@@ -68,8 +68,11 @@ def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
 
 def at_ends(config: Any, counted: Counted) -> float:
     """Bytes of an element of a table for the gradients of embedding and head."""
-    if counted.by_rows:
-        return HEAD_COPIED
+    return HEAD_COPIED if counted.held else dense_at_ends(config)
+
+
+def dense_at_ends(config: Any) -> float:
+    """The same where the embedding's gradient is a dense table."""
     return EMBEDDING + HEAD + (TIED if config.tie_word_embeddings else 0)
 
 

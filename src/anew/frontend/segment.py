@@ -58,13 +58,13 @@ class Segment:
     are constants of programs of their own run those.
 
     Args:
-        lean: makes the plan in which the products of the given numbers have no scales, and nothing is measured.
+        make_lean: makes the plan in which the products of the given numbers have no scales, and nothing is measured.
     """
 
     def __init__(
         self,
         plan: Plan,
-        lean: Callable[[frozenset[int]], Plan],
+        make_lean: Callable[[frozenset[int]], Plan],
         device: Device,
         weights: WeightStore,
         scales: ScaleStore,
@@ -83,7 +83,7 @@ class Segment:
         self.bank = bank
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
         self.binding = Binding(plan, device, weights, self.scaling, bank)
-        self._make_lean = lean
+        self.make_lean = make_lean
         self._lean: _Lean | None = None
 
     @property
@@ -171,7 +171,7 @@ class Segment:
         if self._lean is None or self._lean.plain != plain:
             if self.device.statistics.programs >= SHARE * self.device.chip.loaded_programs:
                 return None
-            self._lean = _Lean(self._make_lean(plain), plain, self.binding)
+            self._lean = _Lean(self.make_lean(plain), plain, self.binding)
         return self._lean
 
     def _run(
