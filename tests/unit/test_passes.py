@@ -197,6 +197,21 @@ def test_common_subexpressions_counts():
     assert [kinds.count(k) for k in ("exp", "add", "mul", "sub")] == [1, 1, 3, 2]
 
 
+@pytest.mark.parametrize("change", [means_as_products, numbers_on_factors, turn_products])
+def test_operations_on_constants_alone_stay(change):
+    b = Builder()
+    x, constant = b.input("x", (2, 4)), b.array(np.arange(8.0).reshape(2, 4), "c")
+    half = b.op(
+        "mul",
+        x=b.op("mul", x=constant, y=0.5),
+        y=b.op("transpose", x=b.op("reshape", x=constant, shape=[4, 2]), perm=[1, 0]),
+    )
+    mean = b.op("reduce_mean", x=constant, axes=[-1], keep_dims=True)
+    function = b.function([b.op("add", x=x, y=half), b.op("mul", x=b.op("mul", x=x, y=mean), y=0.5)])
+    for before, after in zip(run(function), run(change(function)), strict=True):
+        assert torch.equal(before, after)
+
+
 def test_a_mean_as_a_product_is_that_mean():
     make, change = PASSES["means_as_products"]
     for before, after in zip(run(make()), run(change(make())), strict=True):

@@ -46,7 +46,7 @@ class _Means:
         axes = op.inputs.get("axes")
         if op.kind != "reduce_mean" or not isinstance(axes, Value):
             return
-        (x,) = [v for v in op.tensors() if not v.constant]
+        x = next(op.tensors())
         if list(axes.const) not in ([-1], [x.type.rank - 1]):
             return
         flat = (x.type.numel // x.shape[-1], x.shape[-1])

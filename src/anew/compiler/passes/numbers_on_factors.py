@@ -38,7 +38,7 @@ class _Numbers:
         new = Rewriter(self.function)
         for op in self.function.ops:
             if op in moved:
-                new.values[op.output] = new[_tensor(op)]
+                new.values[op.output] = new[_multiplied(op)]
             elif op in self.numbers:
                 name, number = self.numbers[op]
                 operands: dict[str, Any] = {n: new[v] for n, v in op.inputs.items() if isinstance(v, Value)}
@@ -51,7 +51,7 @@ class _Numbers:
     def _moves(self, op: Op) -> bool:
         """Whether an operation multiplies a sum by a power of two that its products' factors take, which is noted."""
         number = _power_of_two(op)
-        products = None if number is None else self._products(_tensor(op))
+        products = None if number is None else self._products(_multiplied(op))
         if number is None or products is None:
             return False
         self.numbers |= {product: (name, number) for product, name in products.items()}
@@ -63,7 +63,7 @@ class _Numbers:
         if op is None or len(self.uses[value]) != 1 or value in self.function.outputs or op in self.numbers:
             return None
         if op.kind in ("reshape", "transpose"):
-            return self._products(_tensor(op))
+            return self._products(next(op.tensors()))
         if op.kind in ("add", "sub"):
             left, right = (self._products(v) for v in op.tensors())
             return None if left is None or right is None else left | right
@@ -75,14 +75,14 @@ class _Numbers:
 
 
 def _power_of_two(op: Op) -> float | None:
-    if op.kind != "mul":
+    if op.kind != "mul" or all(v.constant for v in op.tensors()):
         return None
     numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
     number = float(np.asarray(numbers[0]).item()) if len(numbers) == 1 else 0.0
     return number if abs(math.frexp(number)[0]) == 0.5 else None
 
 
-def _tensor(op: Op) -> Value:
-    """The one operand that is no constant."""
+def _multiplied(op: Op) -> Value:
+    """What an operation multiplies by a number."""
     (value,) = (v for v in op.tensors() if not v.constant)
     return value
