@@ -23,15 +23,21 @@ from anew.train.pretraining import train_step
 from bench.step_time import BATCHES, LENGTH, in_turn, model
 
 CONTENDERS = ("torch", "engine", "overlap")
+#: Steps that count: those of the emulator take seconds.
+REPEATS = 5
 #: Seconds that a program of ``waiting`` takes.
 WAIT = 0.02
 #: The norm that gradients are clipped to, as ``anew train`` has it.
 CLIP = 1.0
 
+_zeros = NullOperation._execute
+
 
 def wait(operation: NullOperation) -> None:
-    """What a program of ``waiting`` does."""
-    time.sleep(WAIT)
+    """What a program of ``waiting`` does: its results are numbers, or no scale would fit them."""
+    end = time.monotonic() + WAIT
+    _zeros(operation)
+    time.sleep(max(0.0, end - time.monotonic()))
 
 
 def optimizer_of(net: nn.Module, contender: str) -> torch.optim.Optimizer:
@@ -47,7 +53,7 @@ def train(connection: Connection, preset: str, device: str, contender: str) -> N
     """In a process of its own: take a step whenever asked and answer with its seconds; at the end, the peak in GB."""
     keep_freed_memory()
     if device == "waiting":
-        NullOperation._execute = wait  # type: ignore[method-assign]
+        NullOperation._execute = wait  # type: ignore[method-assign, assignment]
     net = anew.compile(model(preset), device="null" if device == "waiting" else device, strict=True)
     optimizer = optimizer_of(net, contender)
     generator = torch.Generator().manual_seed(5)
@@ -66,7 +72,7 @@ def train(connection: Connection, preset: str, device: str, contender: str) -> N
 
 def measure(preset: str, device: str) -> dict[str, Any]:
     """Median seconds of a step and peak GB of each, and how many times as fast as PyTorch's the engine's are."""
-    seconds, peaks = in_turn(train, {name: (preset, device, name) for name in CONTENDERS})
+    seconds, peaks = in_turn(train, {name: (preset, device, name) for name in CONTENDERS}, REPEATS)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = [[t / s for t, s in zip(seconds["torch"], seconds[name], strict=True)] for name in CONTENDERS[1:]]
     return {

@@ -66,7 +66,7 @@ def contenders() -> list[str]:
 
 
 def in_turn(
-    target: Callable[..., None], arguments: dict[str, tuple[str, ...]]
+    target: Callable[..., None], arguments: dict[str, tuple[str, ...]], repeats: int = REPEATS
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Let processes step in turn; returns the seconds of the steps that count, and the peaks in GB, by name."""
     context = multiprocessing.get_context("spawn")
@@ -76,7 +76,7 @@ def in_turn(
         context.Process(target=target, args=(other, *given), daemon=True).start()
         other.close()  # so that a contender that dies is an EOFError here
     seconds: dict[str, list[float]] = {name: [] for name in arguments}
-    for repeat in range(WARM + REPEATS):
+    for repeat in range(WARM + repeats):
         for name, end in ends.items():
             end.send(True)
             taken = end.recv()
