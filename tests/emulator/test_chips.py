@@ -1,5 +1,8 @@
 """What differs between chips reaches programs and arithmetic: refusals, other operations, 3x3 convolutions."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +10,10 @@ from torch import Tensor
 from anew.chips import known_chips, load_chip
 from anew.device.emulator.conv import conv2d
 from anew.device.emulator.engine import EmulatedEngine
+from anew.frontend.model import compile_in
 from anew.frontend.options import Options
 from anew.frontend.placement import PlacementWarning
-from anew.frontend.session import session_for
+from anew.frontend.session import Session, session_for
 from anew.mil import Builder, print_program
 
 
@@ -82,3 +86,26 @@ def test_what_a_switch_refuses_runs_on_the_host(fresh):
 
     with pytest.warns(PlacementWarning, match="softmax.*runs over 12 elements.*disputed, switch 'softmax_power_of_2'"):
         assert "softmax" not in operations(softmax, (4, 12), switches={"softmax_power_of_2": "refuse"})
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x)))
+
+
+def test_products_transpose_matrices_that_the_chip_would_not(fresh):
+    """Layers of 16 x 8 on a chip that moves axes with a product of up to 127: on the engine, both ways."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(Mlp(), Mlp())
+    x = torch.randn(4, 8)
+    wanted = copy.deepcopy(net).double()
+    wanted(x.double()).square().sum().backward()
+    chip = replace(load_chip("m4"), max_transpose=127)
+    compile_in(net, Session(Options(strict=True), EmulatedEngine(chip, numerics="exact")))
+    net(x).square().sum().backward()
+    for found, p in zip(net.parameters(), wanted.parameters(), strict=True):
+        assert (found.grad - p.grad).norm() <= 4e-3 * p.grad.norm()

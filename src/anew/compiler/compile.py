@@ -27,6 +27,11 @@ from anew.compiler.passes.turn_products import turn_products
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
 
+aten = torch.ops.aten
+
+#: Products of matrices in ATen.
+PRODUCTS = (aten.mm.default, aten.bmm.default)
+
 
 def compile_graph(
     module: GraphModule, name: str, chip: Chip, kinds: Mapping[str, str], saved: Mapping[int, bool]
@@ -56,6 +61,7 @@ def lower_graph(
     function, positions = _merge_equal_outputs(
         _simplified(low.builder.function(list(computed))), list(computed.values())
     )
+    _check_transposes(function, name, chip)
     linear = depends_on(module.graph, {n for n, kind in kinds.items() if kind == "cotangent"})
     return Lowered(
         name=name,
@@ -216,9 +222,49 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
     except MilError as error:
         raise NotLowered(f"'{node.target}': {error}") from error
     for op in low.builder.ops[before:]:
+        if op.kind == "transpose" and _is_left_to_product(node):
+            continue
         for violation in refused(check_op(op, low.chip, low.builder.producer)):
             raise NotLowered(f"'{node.target}': {violation}")
     return result
+
+
+def _is_left_to_product(node: Node) -> bool:
+    """Whether matrices are transposed that only products read, or that a product gives: a flag of it does that."""
+    return _turns(node) and (_meets_products(node) or _is_of_product(node))
+
+
+def _check_transposes(function: Function, name: str, chip: Chip) -> None:
+    """Check what products should have taken over."""
+    producers = {v: op for op in function.ops for v in op.outputs}
+    for op in function.ops:
+        if op.kind == "transpose":
+            for violation in refused(check_op(op, chip, producers.get)):
+                raise NotLowered(f"{name}: {violation}")
+
+
+def _turns(node: Node) -> bool:
+    """Whether a node transposes the last two axes."""
+    if node.target is aten.t.default:
+        return len(shape_of(node)) == 2
+    if node.target is not aten.transpose.int:
+        return False
+    rank = len(shape_of(node))
+    return {int(axis) % rank for axis in node.args[1:]} == {rank - 2, rank - 1}  # type: ignore[arg-type]
+
+
+def _meets_products(node: Node) -> bool:
+    return bool(node.users) and all(
+        user.target in PRODUCTS
+        or (user.target is aten.addmm.default and user.args[0] is not node)
+        or (_turns(user) and _meets_products(user))
+        for user in node.users
+    )
+
+
+def _is_of_product(node: Node) -> bool:
+    source = node.all_input_nodes[0]
+    return len(source.users) == 1 and (source.target in PRODUCTS or (_turns(source) and _is_of_product(source)))
 
 
 def _simplified(function: Function) -> Function:
