@@ -256,7 +256,7 @@ def test_a_head_that_the_chip_does_not_take_stays_apart():
 def test_an_engine_that_computes_something_else_fails_the_check(monkeypatch):
     region = LossRegion(Session(Options()))
     losses = region.losses
-    monkeypatch.setattr(region, "losses", lambda head: (losses(head)[0] * 1.1, *losses(head)[1:]))
+    monkeypatch.setattr(region, "losses", lambda *a, **k: (losses(*a, **k)[0] * 1.1, *losses(*a, **k)[1:]))
     verdict = check(region, next_token_loss, NextToken(LABELS), torch.randn(2, 13, 32), nn.Linear(32, 64, bias=False))
     assert verdict.used is False
     assert "on the engine differ" in verdict.reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from anew.estimate.counting import CountingDevice, CountingProgram
 from anew.estimate.typical import TypicalScales
 from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
-from anew.frontend.loss.programs import Shape, backward, compile_function, forward
-from anew.frontend.loss.region import longest_tile
+from anew.frontend.loss.cost import gain_of_saving, tiling_for
+from anew.frontend.loss.programs import Ports, backward, compile_function, forward
+from anew.frontend.loss.region import shape_of
 from anew.frontend.loss.tiling import Tiling
 from anew.frontend.model import compile_in
 from anew.frontend.options import Options
@@ -53,7 +54,7 @@ WEIGHT = 0.1
 TOUCHED = 12
 #: The forward and the backward program of a tile of the loss, those that measure and the lean ones.
 LOSS_PROGRAMS = 4
-#: In both, the product that gives logits.
+#: In programs that compute logits, the product that gives them.
 LOGITS = frozenset({0})
 
 
@@ -293,47 +294,55 @@ def _head(setting: Setting, chip: str) -> Counted:
     features, vocabulary = config.hidden_size, config.vocab_size
     device = CountingDevice(load_chip(chip))
     session = Session(Options(device="null", chip=chip), device)
-    tiling = Tiling.plan(setting.tokens, vocabulary, longest_tile(features, session))
-    shape = Shape(tiling.rows, tiling.tiles[0].size, features, tiling.tiles[0].block)
-    ports = shape.ports()
+    tiling = tiling_for(setting.tokens, vocabulary, features, session.device.chip)
+    shape = shape_of(tiling, features, bias=False)
+    kept = gain_of_saving(shape, tiling, session.device.chip) is not None
     trained = not setting.tunes
-    store = WeightStore(device)
-    calls = [compile_function(session, store, "loss forward", forward, ports)]
-    ports |= {"largest": (shape.rows, 1)} | ({"cotangent": (shape.rows, features)} if trained else {})
-    calls.append(compile_function(session, store, "loss backward", backward(hidden=True, weight=trained), ports))
-    tiles = len(tiling.tiles) * len(list(tiling.chunks()))
-    once = [_tile(call.run, fresh=not at) for at, call in enumerate(calls)]  # type: ignore[arg-type]
+    ports = shape.backward_ports(features if trained else 0, kept=kept)
+    store, saved = WeightStore(device), {2: True} if kept else {}
+    first = compile_function(session, store, "loss forward", forward(keep=kept), shape.ports(), saved)
+    function = backward(hidden=True, weight=trained, kept=kept)
+    second = compile_function(session, store, "loss backward", function, ports)
+    runs = len(tiling.tiles) * len(list(tiling.chunks()))
+    tile = _tile(first.run, LOGITS) + _tile(second.run, frozenset() if kept else LOGITS)  # type: ignore[arg-type]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
-    work = (once[0] + once[1]) * tiles + _kept(tiling, ports)
-    buffers = FP16_BYTES * (vocabulary * features + 2 * shape.rows * shape.columns)
+    work = tile * runs + _kept(tiling, shape.ports(), ports)
+    logits = shape.rows * shape.columns
+    buffers = FP16_BYTES * (vocabulary * features + 2 * logits + (runs * logits if kept else 0))
     return Counted(work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
 
 
-def _kept(tiling: Tiling, ports: Mapping[str, tuple[int, ...]]) -> Work:
-    """What is not copied for each tile: the others of its chunk read it, and the backward pass the hidden states."""
-    chunks, hidden = len(list(tiling.chunks())), math.prod(ports["hidden"])
-    others = sum(math.prod(ports[name]) for name in ("largest", "cotangent") if name in ports)
-    padded = tiling.padded != tiling.tokens  # rows that are made anew for each pass
+def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:
+    """What is not copied for each tile: the others of its chunk read it, and the backward pass the hidden states.
+
+    Weights are copied for the forward pass alone, and exponentials that are saved never.
+    """
+    chunks = len(list(tiling.chunks()))
     runs = chunks * len(tiling.tiles)
-    elements = hidden * (2 * runs - chunks - padded) + others * (runs - chunks)
-    return Work(read=-elements)
+
+    def elements(*names: str) -> int:
+        return sum(math.prod(backward[name]) for name in names if name in backward)
+
+    hidden = math.prod(forward["hidden"]) * (runs - chunks)
+    again = elements("hidden") * (runs - (tiling.padded != tiling.tokens))  # padded rows are made anew for each pass
+    others = elements("largest", "cotangent") * (runs - chunks)
+    return Work(read=-(hidden + again + others + elements("weight", "mass") * runs))
 
 
-def _tile(segment: Segment, *, fresh: bool) -> Work:
-    """The mean run for a tile: one in so many measures, between them the logits have no scales."""
-    lean = segment.make_lean(LOGITS)
-    found = [
-        _run(segment.plan, segment.program, fresh),
-        _run(lean, segment.device.compile(lean.text, lean.weights), fresh),
-    ]
-    return found[0] * (1.0 / INTERVAL) + found[1] * (1.0 - 1.0 / INTERVAL)
+def _tile(segment: Segment, plain: frozenset[int]) -> Work:
+    """The mean run for a tile: one in so many measures, between them the ``plain`` products have no scales."""
+    lean = segment.make_lean(plain)
+    measured = _run(segment.plan, segment.program)
+    return measured * (1.0 / INTERVAL) + _run(lean, segment.device.compile(lean.text, lean.weights)) * (
+        1.0 - 1.0 / INTERVAL
+    )
 
 
-def _run(plan: Plan, program: LoadedProgram, fresh: bool) -> Work:
-    """One run for one tile; weights are copied when ``fresh``, and else read where they lie."""
+def _run(plan: Plan, program: LoadedProgram) -> Work:
+    """One run for one tile, if all that it reads is copied."""
     assert isinstance(program, CountingProgram)
-    weights = sum(math.prod(port.shape) for port in plan.inputs if port.kind == "weight")
     inputs = sum(p.type.numel for p in program.inputs)
     outputs = sum(p.type.numel for p in program.outputs)
+    saved = sum(math.prod(port.shape) for port in plan.outputs if port.saved)
     streams = from_memory(FP16_BYTES * float(inputs + outputs))
-    return program.work + streams + Work(dispatches=1, read=inputs - (0 if fresh else weights), write=outputs)
+    return program.work + streams + Work(dispatches=1, read=inputs, write=outputs - saved)

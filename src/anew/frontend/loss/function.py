@@ -74,7 +74,8 @@ def cross_entropy(
     if len(wrong):
         raise UserError(f"target {int(wrong[0])} is outside the vocabulary of {len(weight)}")
     hidden = input.view(-1, input.shape[-1])
-    losses: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels.view(-1), region)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, weight, bias))
+    losses: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels.view(-1), region, keep)
     if reduction == "none":
         return losses.view(target.shape)
     return losses.sum() / labelled.sum() if reduction == "mean" else losses.sum()
@@ -101,11 +102,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, region: LossRegion
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, region: LossRegion, keep: bool
     ) -> Tensor:
         """Run the forward programs."""
-        losses, wrong, mass = region.losses(Head(hidden, weight, bias, target))
-        ctx.save_for_backward(hidden, weight, bias, target, wrong, mass.largest, mass.total)
+        losses, wrong, mass = region.losses(Head(hidden, weight, bias, target), keep=keep)
+        ctx.save_for_backward(hidden, weight, bias, target, wrong, mass.largest, mass.total, mass.shares, *mass.kept)
         ctx.region = region
         return losses
 
@@ -114,8 +115,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Run the backward programs."""
         if torch.is_grad_enabled():
             raise UserError("create_graph=True: the loss region has no second derivative; use PyTorch's function")
-        hidden, weight, bias, target, wrong, largest, total = ctx.saved_tensors
+        hidden, weight, bias, target, wrong, largest, total, shares, *kept = ctx.saved_tensors
         factor = torch.where(target == NO_LABEL, 0.0, grad * wrong)  # a NaN where nothing counts stays out, as in torch
         wanted = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad, strict=False))
-        gradients = ctx.region.gradients(Head(hidden, weight, bias, target), Mass(largest, total), factor, **wanted)
-        return (*gradients, None, None)
+        mass = Mass(largest, total, shares, tuple(kept))
+        gradients = ctx.region.gradients(Head(hidden, weight, bias, target), mass, factor, **wanted)
+        return (*gradients, None, None, None)

@@ -18,14 +18,16 @@ fp16 just once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anew.compiler.gains import log_gains
 from anew.frontend.instances import ByTensor
+from anew.frontend.loss.cost import gain_of_saving, tiling_for
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
 from anew.frontend.loss.tiling import Tile, Tiling
 from anew.frontend.region import GraphCall
@@ -60,10 +62,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Mass:
-    """What the forward pass knows of each token, [tokens, 1] each: ``largest`` and ``S`` of the module's text."""
+    """What the forward pass knows of each token, [tokens, 1] each: ``largest`` and ``S`` of the module's text.
+
+    ``shares`` [tokens, tiles] is ``exp(largest of the tile - largest)``, padded. ``kept`` are the tiles' exponentials,
+    by the tile's largest logit, of one chunk after the other: fp16 on the engine, and none where they are computed
+    again.
+    """
 
     largest: Tensor
     total: Tensor
+    shares: Tensor
+    kept: tuple[Tensor, ...] = ()
 
 
 class LossRegion:
@@ -73,26 +82,35 @@ class LossRegion:
         self.session = session
         self.weights = session.weights
         self.views: ByTensor[dict[int, list[Tensor]]] = ByTensor()
-        self.programs: dict[tuple[Shape, bool, int], GraphCall] = {}
+        self.programs: dict[tuple[Shape, bool, bool, int], GraphCall] = {}
         self.names: dict[Shape, str] = {}
+        self.tilings: dict[tuple[int, int], dict[int, Tiling]] = {}  # by vocabulary and features; by tokens
+        self.saves: dict[tuple[Shape, Tiling], bool] = {}
 
-    def losses(self, head: Head) -> tuple[Tensor, Tensor, Mass]:
-        """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs."""
+    def losses(self, head: Head, *, keep: bool) -> tuple[Tensor, Tensor, Mass]:
+        """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs.
+
+        ``keep``: a backward pass may follow.
+        """
         self.session.writes.wait([head.weight])
-        mass = self._mass(head)
+        mass = self._mass(head, keep)
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL
         return F.softplus(gap).where(labelled, 0.0), gap.sigmoid().where(labelled, 0.0), mass
 
-    def _mass(self, head: Head) -> Mass:
+    def _mass(self, head: Head, keep: bool) -> Mass:
         tiling = self._tiling(head)
-        call = self._program(tiling, head, hidden=False, width=0)
-        chunks = []
+        shape = _shape(head, tiling)
+        saves = self._saves(shape, tiling)
+        keep = keep and saves
+        call = self._forward(shape, "forward" if keep or not saves else "inference", keep=keep)
+        chunks, kept = [], []
         for rows in tiling.chunks():
             found = [call(arguments) for _, arguments in self._arguments(head, tiling, rows)]
-            chunks.append(_combined([largest for largest, _ in found], [sums for _, sums in found]))
-        tokens = slice(tiling.tokens)
-        return Mass(torch.cat([c.largest for c in chunks])[tokens], torch.cat([c.total for c in chunks])[tokens])
+            chunks.append(_combined([largest for largest, *_ in found], [sums for _, sums, *_ in found]))
+            kept += [mass for *_, mass in found if keep]
+        largest, total, shares = map(torch.cat, zip(*chunks, strict=True))
+        return Mass(largest[: tiling.tokens], total[: tiling.tokens], shares, tuple(kept))
 
     def gradients(
         self, head: Head, mass: Mass, factor: Tensor, *, hidden: bool, weight: bool, bias: bool
@@ -119,29 +137,60 @@ class LossRegion:
         """``exp(logits - largest) @ weight`` and ``exp(logits - largest).T @ cotangent``, those that are wanted."""
         tiling = self._tiling(head)
         width = 0 if cotangent is None else cotangent.shape[1]
-        call = self._program(tiling, head, hidden=hidden, width=width)
+        call = self._backward(_shape(head, tiling), kept=bool(mass.kept), hidden=hidden, width=width)
         of_hidden = torch.zeros(tiling.padded, head.hidden.shape[1]) if hidden else None
         of_weight = torch.empty(len(head.weight), width) if width else None
-        for rows in tiling.chunks():
-            largest = tiling.cut(mass.largest, rows)
-            further = [largest] if cotangent is None else [largest, tiling.cut(cotangent, rows)]
-            for tile, arguments in self._arguments(head, tiling, rows):
-                results = call([*arguments, *further])
-                if of_hidden is not None:
-                    of_hidden[rows] += results[0]
-                if of_weight is not None:
-                    part, own = of_weight[tile.span][tile.overlap :], results[-1][tile.overlap :]
-                    part.copy_(own) if rows.start == 0 else part.add_(own)
+        for rows, tile, share, arguments in self._backward_arguments(head, tiling, mass, cotangent):
+            results = call(arguments)
+            if of_hidden is not None:
+                of_hidden[rows].addcmul_(results[0], share)
+            if of_weight is not None:
+                part, own = of_weight[tile.span][tile.overlap :], results[-1][tile.overlap :]
+                part.copy_(own) if rows.start == 0 else part.add_(own)
         return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
 
     def _tiling(self, head: Head) -> Tiling:
-        return Tiling.plan(len(head.hidden), len(head.weight), longest_tile(head.hidden.shape[1], self.session))
+        sizes = len(head.weight), head.hidden.shape[1]
+        known = self.tilings.setdefault(sizes, {})
+        tokens = len(head.hidden)
+        if tokens not in known:
+            columns = next((tiling.tiles[0].size for tiling in known.values()), None)
+            known[tokens] = tiling_for(tokens, *sizes, self.session.device.chip, columns)
+        return known[tokens]
+
+    def _saves(self, shape: Shape, tiling: Tiling) -> bool:
+        """Whether the backward pass gets the exponentials saved."""
+        key = shape, tiling
+        if key not in self.saves:
+            gain = gain_of_saving(shape, tiling, self.session.device.chip)
+            log_gains([gain] if gain else [])
+            self.session.gains += [gain] if gain else []
+            self.saves[key] = gain is not None
+        return self.saves[key]
 
     def _arguments(self, head: Head, tiling: Tiling, rows: slice) -> Iterator[tuple[Tile, list[Tensor]]]:
-        """Each tile with the arguments that both programs take, in the order of :meth:`Shape.ports`."""
+        """Each tile with the arguments of the forward program, in the order of :meth:`Shape.ports`."""
+        shape = _shape(head, tiling)
         hidden, target = tiling.cut(head.hidden, rows), tiling.cut(head.target, rows, NO_LABEL)
         for tile, weight in zip(tiling.tiles, self._views(head.weight, tiling), strict=True):
-            yield tile, [hidden, weight, tile.column(head.bias), *tile.labels(target)]
+            column = [tile.column(head.bias)] if shape.column else []
+            yield tile, [hidden, weight, *tile.labels(target), *column]
+
+    def _backward_arguments(
+        self, head: Head, tiling: Tiling, mass: Mass, cotangent: Tensor | None
+    ) -> Iterator[tuple[slice, Tile, Tensor, list[Tensor]]]:
+        """Each chunk and tile with what its ``mass @ weight`` is multiplied by, and :meth:`Shape.backward_ports`."""
+        kept, one = iter(mass.kept), torch.ones(())
+        for rows in tiling.chunks():
+            cotangents = [] if cotangent is None else [tiling.cut(cotangent, rows)]
+            if not mass.kept:
+                largest = tiling.cut(mass.largest, rows)
+                for tile, arguments in self._arguments(head, tiling, rows):
+                    yield rows, tile, one, [*arguments, largest, *cotangents]
+                continue
+            shares = mass.shares[rows].split(1, 1)
+            for tile, weight, share in zip(tiling.tiles, self._views(head.weight, tiling), shares, strict=True):
+                yield rows, tile, share, [weight, next(kept), *([share] if cotangents else []), *cotangents]
 
     def _views(self, weight: Tensor, tiling: Tiling) -> list[Tensor]:
         """The weight's rows of each tile, the same tensors at every call: uploads and scales are known by them."""
@@ -153,41 +202,51 @@ class LossRegion:
                 self.session.scales.name_part(view, weight, f"from row {tile.start}")
         return known[weight.data_ptr()]
 
-    def _program(self, tiling: Tiling, head: Head, *, hidden: bool, width: int) -> GraphCall:
-        """The backward program that gives those products (``width``: columns of its cotangent), or the forward one."""
-        tile = tiling.tiles[0]
-        shape = Shape(tiling.rows, tile.size, head.hidden.shape[1], tile.block)
-        key = shape, hidden, width
+    def _forward(self, shape: Shape, direction: str, *, keep: bool) -> GraphCall:
+        key = shape, keep, False, 0
         if key not in self.programs:
-            if shape not in self.names:
-                self.names[shape] = f"{self.session.name_region()} loss"
+            name, function = f"{self._name(shape)} {direction}", forward(keep=keep)
+            self.programs[key] = compile_function(
+                self.session, self.weights, name, function, shape.ports(), {2: True} if keep else {}
+            )
+        return self.programs[key]
+
+    def _backward(self, shape: Shape, *, kept: bool, hidden: bool, width: int) -> GraphCall:
+        """The program that gives those products; ``width``: columns of its cotangent."""
+        key = shape, kept, hidden, width
+        if key not in self.programs:
             wanted = {"hidden": hidden, "weight": width >= shape.features, "bias": width > shape.features}
             results = ", ".join(name for name, is_wanted in wanted.items() if is_wanted)
-            name = f"{self.names[shape]} {f'backward to {results}' if results else 'forward'}"
-            ports = shape.ports()
-            function: Callable[..., tuple[Tensor, ...]] = forward
-            if hidden or width:
-                function = backward(hidden=hidden, weight=bool(width))
-                ports["largest"] = (shape.rows, 1)
-            if width:
-                ports["cotangent"] = (shape.rows, width)
+            name = f"{self._name(shape)} backward to {results}"
+            function = backward(hidden=hidden, weight=bool(width), kept=kept)
+            ports = shape.backward_ports(width, kept=kept)
             self.programs[key] = compile_function(self.session, self.weights, name, function, ports)
         return self.programs[key]
 
+    def _name(self, shape: Shape) -> str:
+        if shape not in self.names:
+            self.names[shape] = f"{self.session.name_region()} loss"
+        return self.names[shape]
 
-def longest_tile(features: int, session: Session) -> int:
-    """The most rows of a head's weight that a tile may have: an axis of the chip, and a matrix that it transposes."""
-    chip = session.device.chip
-    return min(chip.max_axis, chip.max_transpose // features)
+
+def shape_of(tiling: Tiling, features: int, *, bias: bool) -> Shape:
+    """The shape of a tile; something is added to its columns where there is a bias, or tiles overlap."""
+    tile = tiling.tiles[0]
+    return Shape(tiling.rows, tile.size, features, tile.block, bias or tiling.overlaps)
 
 
-def _combined(largest: list[Tensor], sums: list[Tensor]) -> Mass:
-    """Bring the tiles' block sums to the largest logit over all tiles, and add them."""
+def _shape(head: Head, tiling: Tiling) -> Shape:
+    return shape_of(tiling, head.hidden.shape[1], bias=head.bias is not None)
+
+
+def _combined(largest: list[Tensor], sums: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest logit over all tiles, the sum relative to it, and each tile's share, of the tiles' own."""
     tops = torch.cat(largest, 1)
     top = tops.amax(1, keepdim=True)
+    shares = torch.exp((tops - top).double())
     totals = torch.cat([s.sum(1, keepdim=True, dtype=torch.float64) for s in sums], 1)
-    total = (totals * torch.exp((tops - top).double())).sum(1, keepdim=True)
-    return Mass(top, total.clamp_min(1.0).float())  # the largest itself counts 1; the null device gives 0
+    total = (totals * shares).sum(1, keepdim=True)
+    return top, total.clamp_min(1.0).float(), shares.float()  # the largest itself counts 1; the null device gives 0
 
 
 def loss_region(session: Session) -> LossRegion:

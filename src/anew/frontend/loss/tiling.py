@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,23 @@ from anew.compiler.custom_ops import MASKED
 BLOCK = 256
 #: Most logits of a tile: 32 MiB in fp16.
 ELEMENTS = 2**24
+#: How many times the fewest tiles are looked at.
+MORE = 4
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Numbers of tiles and of chunks, columns of a tile and rows of a chunk."""
+
+    tiles: int
+    columns: int
+    chunks: int
+    rows: int
+
+    @property
+    def runs(self) -> int:
+        """Runs of a program."""
+        return self.tiles * self.chunks
 
 
 @dataclass(frozen=True)
@@ -61,19 +78,35 @@ class Tiling:
     tokens: int
 
     @classmethod
-    def plan(cls, tokens: int, vocabulary: int, longest: int) -> Tiling:
-        """The fewest tiles of at most ``longest`` columns, and chunks of at most as many rows.
+    def plan(
+        cls,
+        tokens: int,
+        vocabulary: int,
+        longest: int,
+        elements: int = ELEMENTS,
+        cost: Callable[[Cut], float] = lambda cut: cut.runs,
+    ) -> Tiling:
+        """The tiles of least cost, of at most ``longest`` columns and ``elements``, in chunks of at most as many rows.
 
         Tiles are whole blocks; the last one ends with the vocabulary.
         """
         block = min(BLOCK, vocabulary)
-        count = -(-vocabulary // (longest // block * block))
-        while (size := -(-vocabulary // (count * block)) * block) > vocabulary:
-            count += 1
-        starts = [min(i * size, vocabulary - size) for i in range(count)]
-        tiles = tuple(Tile(start, size, i * size - start, block) for i, start in enumerate(starts))
-        chunks = -(-tokens // max(1, min(longest, ELEMENTS // size)))
-        return cls(tiles, -(-tokens // chunks), tokens)
+        fewest = -(-vocabulary // (longest // block * block))
+        cuts = []
+        for count in range(fewest, MORE * fewest + 1):
+            size = -(-vocabulary // (count * block)) * block
+            if size <= vocabulary:
+                chunks = -(-tokens // max(1, min(longest, elements // size, ELEMENTS // size)))
+                cuts.append(Cut(count, size, chunks, -(-tokens // chunks)))
+        cut = min(cuts, key=cost)
+        starts = [min(i * cut.columns, vocabulary - cut.columns) for i in range(cut.tiles)]
+        tiles = tuple(Tile(start, cut.columns, i * cut.columns - start, block) for i, start in enumerate(starts))
+        return cls(tiles, cut.rows, tokens)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a column is in two tiles."""
+        return any(tile.overlap for tile in self.tiles)
 
     @property
     def padded(self) -> int:
