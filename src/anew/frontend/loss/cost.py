@@ -12,7 +12,7 @@ from dataclasses import replace
 from anew.chips import Chip
 from anew.compiler.gains import Gain, rates_of
 from anew.frontend.loss.programs import Shape, lower, mass_again
-from anew.frontend.loss.tiling import ELEMENTS, Cut, Tiling
+from anew.frontend.loss.tiling import Cut, Tiling
 from anew.projection import Work, from_memory
 from anew.projection.count import work_of
 from anew.projection.work import FP16_BYTES, matmul
@@ -29,10 +29,9 @@ def tiling_for(tokens: int, vocabulary: int, features: int, chip: Chip, columns:
     ``columns`` are those of the tiles that the head's weight is uploaded in, if it is already.
     """
     longest = min(chip.max_axis, chip.max_transpose // features)
-    elements = min(ELEMENTS, chip.max_transpose)
     cost = _cost(vocabulary, features, chip)
     return Tiling.plan(
-        tokens, vocabulary, longest, elements, lambda cut: math.inf if columns not in (None, cut.columns) else cost(cut)
+        tokens, vocabulary, longest, lambda cut: math.inf if columns not in (None, cut.columns) else cost(cut)
     )
 
 

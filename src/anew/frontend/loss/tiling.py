@@ -83,10 +83,9 @@ class Tiling:
         tokens: int,
         vocabulary: int,
         longest: int,
-        elements: int = ELEMENTS,
         cost: Callable[[Cut], float] = lambda cut: cut.runs,
     ) -> Tiling:
-        """The tiles of least cost, of at most ``longest`` columns and ``elements``, in chunks of at most as many rows.
+        """The tiles of least cost, of at most ``longest`` columns, in chunks of at most as many rows.
 
         Tiles are whole blocks; the last one ends with the vocabulary.
         """
@@ -96,7 +95,7 @@ class Tiling:
         for count in range(fewest, MORE * fewest + 1):
             size = -(-vocabulary // (count * block)) * block
             if size <= vocabulary:
-                chunks = -(-tokens // max(1, min(longest, elements // size, ELEMENTS // size)))
+                chunks = -(-tokens // max(1, min(longest, ELEMENTS // size)))
                 cuts.append(Cut(count, size, chunks, -(-tokens // chunks)))
         cut = min(cuts, key=cost)
         starts = [min(i * cut.columns, vocabulary - cut.columns) for i in range(cut.tiles)]
