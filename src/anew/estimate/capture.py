@@ -296,7 +296,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     session = Session(Options(device="null", chip=chip), device)
     tiling = tiling_for(setting.tokens, vocabulary, features, session.device.chip)
     shape = shape_of(tiling, features, bias=False)
-    kept = gain_of_saving(shape, tiling, session.device.chip) is not None
+    kept = gain_of_saving("loss", shape, tiling, session.device.chip) is not None
     trained = not setting.tunes
     ports = shape.backward_ports(features if trained else 0, kept=kept)
     store, saved = WeightStore(device), {2: True} if kept else {}

@@ -51,16 +51,13 @@ def _work(cut: Cut, vocabulary: int, features: int) -> Work:
     return (product * 2 + others + from_memory(3 * FP16_BYTES * moved)) * cut.runs
 
 
-def gain_of_saving(shape: Shape, tiling: Tiling, chip: Chip) -> Gain | None:
-    """What a tile's run spares by saving exponentials and not computing them again; None where that spares nothing."""
+def gain_of_saving(name: str, shape: Shape, tiling: Tiling, chip: Chip) -> Gain | None:
+    """What a tile of the loss ``name`` spares if its exponentials are saved, not computed again; None if nothing."""
     rates, elements = rates_of(chip.name), shape.rows * shape.columns
     runs = len(tiling.tiles) * len(list(tiling.chunks()))
     if rates is None or runs * elements * FP16_BYTES > MOST_SAVED:
         return None
-    again = work_of(lower(mass_again, "loss", chip, shape.ports() | {"largest": (shape.rows, 1)}).function)
-    gain = rates.time(again) - rates.time(from_memory(2.0 * FP16_BYTES * elements))
-    return (
-        Gain("loss", "exponentials saved, not computed again in the backward pass,", elements, 1e3 * gain)
-        if gain > 0
-        else None
-    )
+    again = work_of(lower(mass_again, name, chip, shape.ports() | {"largest": (shape.rows, 1)}).function)
+    seconds = rates.time(again) - rates.time(from_memory(2.0 * FP16_BYTES * elements))
+    gain = Gain(name, "exponentials saved for the backward pass, not computed again,", elements, 1e3 * seconds)
+    return gain if seconds > 0 else None

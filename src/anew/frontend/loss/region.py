@@ -109,6 +109,8 @@ class LossRegion:
             found = [call(arguments) for _, arguments in self._arguments(head, tiling, rows)]
             chunks.append(_combined([largest for largest, *_ in found], [sums for _, sums, *_ in found]))
             kept += [mass for *_, mass in found if keep]
+        for saved in kept:  # which the backward program then need not find out
+            self.session.device.buffers.note(saved, 1.0)
         largest, total, shares = map(torch.cat, zip(*chunks, strict=True))
         return Mass(largest[: tiling.tokens], total[: tiling.tokens], shares, tuple(kept))
 
@@ -162,7 +164,7 @@ class LossRegion:
         """Whether the backward pass gets the exponentials saved."""
         key = shape, tiling
         if key not in self.saves:
-            gain = gain_of_saving(shape, tiling, self.session.device.chip)
+            gain = gain_of_saving(self._name(shape), shape, tiling, self.session.device.chip)
             log_gains([gain] if gain else [])
             self.session.gains += [gain] if gain else []
             self.saves[key] = gain is not None
