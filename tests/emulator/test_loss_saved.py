@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from anew.chips import load_chip
+from anew.estimate import capture
+from anew.estimate.counting import CountingDevice
 from anew.frontend.loss import cost
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
+from anew.frontend.loss.function import cross_entropy
 from anew.frontend.loss.programs import Shape, backward, forward, lower
-from anew.frontend.loss.region import shape_of
+from anew.frontend.loss.region import LossRegion, shape_of
+from anew.frontend.options import Options
 from anew.frontend.scales import FIRST
+from anew.frontend.session import Session
 from anew.mil import Program, print_program
 from anew.projection import read_rates
+from anew.train.presets import llama
 from tests.emulator.test_loss import assert_close, case, measure, on_chip, reference
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -160,3 +167,19 @@ def test_backward_twice_gives_the_same_and_buffers_come_back(prices):
         step()
         function(hidden, weight, target)
     assert region.session.device.buffers.allocated_bytes == allocated
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_the_estimate_counts_what_runs(prices, monkeypatch, saves):
+    """Of runs that measure; which products are plain in the others is an assumption."""
+    prices(0.0 if saves else 1e-6)
+    monkeypatch.setattr(capture, "INTERVAL", 1)
+    config = AutoConfig.for_model(**llama(dim=64, layers=1, heads=2, hidden=96, vocab=700, max_seq=64))
+    device = CountingDevice(M4)
+    session = Session(Options(device="null", chip="m4"), device)
+    region = LossRegion(session)
+    hidden, weight, target = (x.requires_grad_(x.is_floating_point()) for x in case(64, 700, 64))
+    for _ in range(2):
+        device.reset()
+        cross_entropy(region, hidden, weight, target, None, "mean", -100).backward()
+    assert capture._head(capture.Setting(config, 32, 2), "m4").work == device.total(session.plans)

@@ -12,6 +12,9 @@ that is one number a token are the host's, in fp32. The usual ``P - Y`` subtract
 is sure of its answer, one of them with the error of fp16 logits. Here nothing cancels, and fp16 holds the exponentials
 equally well however small ``wrong`` is.
 
+The exponentials are computed again in the backward pass, or saved on the engine by the largest logit of their tile,
+whichever is cheaper (:mod:`.cost`); a factor for each token and tile then brings them to the largest of all.
+
 The norm before the head stays on the host: it is one pass over [tokens, features], and its result then is rounded to
 fp16 just once.
 """
