@@ -33,14 +33,20 @@ def attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    blocks: int = 1,
 ) -> Tensor:
     """Scaled dot product attention written out; arguments as torch's, [batch, heads, tokens, head size].
+
+    More than one block is for causal attention of as many queries as keys, without another mask or dropout, see
+    :mod:`anew.frontend.attention_blocks`.
 
     Keys and values may have fewer heads. As in torch, a row whose mask is all False or all -inf mixes nothing: it is 0
     and has no gradient. A row that a finite mask lowers throughout, such as one of torch.finfo.min, attends to every
     key alike, as far as its scores differ by less than fp16's step at ``MASKED``.
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if blocks > 1:
+        return _in_blocks(query * factor, key, value, query.shape[-2] // blocks)
     scores = grouped_matmul(query * factor, key, transpose=True)
     if is_causal:
         scores = scores + torch.ops.anew.causal_mask(query.shape[-2], key.shape[-2])
@@ -48,6 +54,38 @@ def attention(
         scores = scores + torch.ops.anew.additive_mask(attn_mask)
     mixed = grouped_matmul(dropout(torch.softmax(scores, -1), dropout_p), value)
     return mixed if attn_mask is None else mixed * torch.ops.anew.visible_rows(attn_mask.detach())
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
+    """Causal attention of scaled queries, so many rows at a time: each block meets the keys up to its end only."""
+    mixed = []
+    for q, k, v in zip(query.split(rows, -2), *(_Prefixes.apply(x, rows) for x in (key, value)), strict=True):
+        end = k.shape[-2]
+        scores = grouped_matmul(q, k, transpose=True) + torch.ops.anew.causal_mask(rows, end, end - rows)
+        mixed.append(grouped_matmul(torch.softmax(scores, -1), v))
+    return torch.cat(mixed, -2)
+
+
+class _Prefixes(torch.autograd.Function):
+    """The first 1, 2, ... blocks of so many rows of [..., n, size].
+
+    Autograd by itself would fill up each gradient with zeros. Here the one of k blocks is added to the first k blocks
+    of the sum of those of more: (blocks - 1) / 2 additions an element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int) -> tuple[Tensor, ...]:
+        return tuple(x[..., :end, :] for end in range(rows, x.shape[-2] + 1, rows))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        *others, total = grads
+        done: list[Tensor] = []
+        for grad in reversed(others):
+            end = grad.shape[-2]
+            done.insert(0, total[..., end:, :])
+            total = total[..., :end, :] + grad
+        return torch.cat([total, *done], -2), None
 
 
 def grouped_matmul(x: Tensor, shared: Tensor, transpose: bool = False) -> Tensor:

@@ -3,12 +3,13 @@
 AOTAutograd's default partition saves whatever the backward reads, views and constants included. A view of a saved
 tensor would be a second output of the program, and a view of a weight a copy of it; so views are replayed in the
 backward, and the tensors they look at are saved once. So are copies of transposed matrices, such as attention's keys:
-products read either.
+products read either. Rows that are taken from one tensor are taken from it again, if the whole is not more than they.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -43,6 +44,9 @@ def partition(joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **
     _save_draws(joint)
     forward, backward = default_partition(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     replay(forward, backward, num_fwd_outputs, _is_replayed)
+    outputs: Any = forward.graph.output_node().args[0]
+    rows = _rows_of_saved(outputs[num_fwd_outputs:])
+    replay(forward, backward, num_fwd_outputs, lambda node: node in rows or _is_replayed(node))
     return forward, backward
 
 
@@ -100,6 +104,40 @@ def _is_turned_copy(node: Node) -> bool:
 
 def _shape(node: Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
+
+
+def _rows_of_saved(saved: list[Node]) -> set[Node]:
+    """The saved nodes that are rows of one tensor which is saved as well, or of no more elements than they together."""
+    parts: dict[Node, list[Node]] = defaultdict(list)
+    for node in saved:
+        if takes_rows(node):
+            parts[_root(node)].append(node)
+    found = {n for root, nodes in parts.items() if root in saved or _size(root) <= sum(map(_size, nodes)) for n in nodes}
+    return found | {n.all_input_nodes[0] for n in found if n.target is operator.getitem}
+
+
+def takes_rows(node: Node) -> bool:
+    """Whether a node takes a range of its argument's axis that is not the last, by slice or split."""
+    if node.target is operator.getitem:
+        (node,) = node.all_input_nodes
+        return node.target is aten.split.Tensor and _axis(node, 2) < len(_shape(node.all_input_nodes[0])) - 1
+    return node.target is aten.slice.Tensor and _axis(node, 1) < len(_shape(node)) - 1
+
+
+def _axis(node: Node, position: int) -> int:
+    axis = node.args[position] if len(node.args) > position else 0
+    return cast(int, axis) % len(_shape(node.all_input_nodes[0]))
+
+
+def _root(node: Node) -> Node:
+    """What a node takes rows of, seen through views."""
+    while is_view(node) or takes_rows(node) or node.target is aten.split.Tensor:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _size(node: Node) -> int:
+    return int(node.meta["val"].numel())
 
 
 class _Replay:

@@ -24,7 +24,7 @@ from anew.compiler.gains import Gain, rates_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.magnitudes import Magnitudes
 from anew.compiler.passes.scale_operands import PRODUCTS
-from anew.frontend.partition import is_view, replay
+from anew.frontend.partition import is_view, replay, takes_rows
 from anew.frontend.scales import INTERVAL
 from anew.projection import Rates, Work, from_memory
 from anew.projection.count import work_of
@@ -177,7 +177,7 @@ class _Search:
         for user in node.users:
             if user.op == "output":
                 continue
-            if is_view(user) or user.target is aten.clone.default:
+            if is_view(user) or takes_rows(user) or user.target in (aten.clone.default, aten.split.Tensor):
                 if self._meets_product(user):
                     return True
             elif any(op.kind in PRODUCTS for op in lower_part([user], [user], self.chip).ops):

@@ -14,9 +14,10 @@ from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from anew.compiler.compile import Lowered, lower_graph
-from anew.compiler.gains import log_gains
+from anew.compiler.gains import Gain, log_gains
 from anew.compiler.numbers import numbers_of_host, one_reader_each
 from anew.errors import UserError
+from anew.frontend.attention_blocks import split_queries
 from anew.frontend.baking import Bank
 from anew.frontend.canonical import canonicalize
 from anew.frontend.decompositions import DECOMPOSITIONS
@@ -79,6 +80,7 @@ class Region:
         for module in self.module.modules():
             if isinstance(module, GraphModule):
                 canonicalize(module)
+                self._log(split_queries(module, _differentiated(inputs), self.name, self.session.device.chip))
         functorch_config.donated_buffer = False  # or autograd refuses retain_graph=True, when it runs too
         with _use_lazy_graph_module(True):  # the graphs are read, not run: no Python is written for them
             compiled: Compiled = aot_module_simplified(
@@ -96,10 +98,12 @@ class Region:
         self.results = num_fwd_outputs
         shorten_sums(joint)
         forward, backward = partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        found = recompute(forward, backward, num_fwd_outputs, self.name, self.session.device.chip)
+        self._log(recompute(forward, backward, num_fwd_outputs, self.name, self.session.device.chip))
+        return forward, backward
+
+    def _log(self, found: list[Gain]) -> None:
         log_gains(found)
         self.session.gains += found
-        return forward, backward
 
     def _forward(self, gm: GraphModule, example_inputs: Any) -> Compiled:
         return self._compile(gm, "forward", self._weight_kinds(gm), first_saved=self.results)
@@ -166,6 +170,10 @@ class Region:
             bank = Bank(session, self.weights, plan, self.frozen_names)
             session.banks.add(bank)
         return session.segment(plan, lowered.plan, self.weights, bank)
+
+
+def _differentiated(inputs: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _check_float32(module: GraphModule, inputs: Sequence[Tensor]) -> None:

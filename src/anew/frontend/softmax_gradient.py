@@ -9,7 +9,8 @@ et al., 2022, appendix B.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +28,20 @@ _TURNS = (aten.transpose.int, aten.permute.default)
 SAVED = 5
 
 
+Step = Callable[["_Maker", Node], Node]
+
+
 @dataclass
 class _Mixed:
     """What softmax mixed and its cotangent, [..., features] in one layout, and how to come to the product's rows.
 
     Attributes:
-        turns: axes of both that were exchanged on the way from the product, and of which shape, the last one last.
+        steps: what makes the product's rows of sums over both, [..., 1]; the last one first.
     """
 
     out: Node
     grad: Node
-    turns: list[tuple[list[int], list[int]]]
+    steps: list[Step]
 
 
 def shorten_sums(joint: GraphModule) -> None:
@@ -45,16 +49,21 @@ def shorten_sums(joint: GraphModule) -> None:
     graph = joint.graph
     tangents = {n.name for n in graph.find_nodes(op="placeholder") if n.name.startswith("tangents")}
     backward = depends_on(graph, tangents)
+    found: dict[Node, list[tuple[Node, _Mixed]]] = defaultdict(list)  # blocks of attention are mixed to one tensor
     for node in graph.find_nodes(op="call_function", target=_SOFTMAX_BACKWARD):
         mixed = _mixed(node)
-        if mixed is not None and _pays(node, mixed, backward):
-            _rewrite(node, mixed)
+        if mixed is not None:
+            found[mixed.out].append((node, mixed))
+    for out, gradients in found.items():
+        if _pays([node for node, _ in gradients], out, backward):
+            for node, mixed in gradients:
+                _rewrite(node, mixed)
 
 
-def _pays(node: Node, mixed: _Mixed, backward: set[str]) -> bool:
+def _pays(gradients: list[Node], out: Node, backward: set[str]) -> bool:
     """A multiplication and a sum are spared of keys and done of features, which may have to be saved for it."""
-    keys, features = _shape(node)[-1], _shape(mixed.out)[-1]
-    return 2 * (keys - features) > (0 if _is_saved(mixed.out, backward) else SAVED * features)
+    keys, features = sum(math.prod(_shape(n)) for n in gradients), math.prod(_shape(out))
+    return 2 * (keys - features) > (0 if _is_saved(out, backward) else SAVED * features)
 
 
 def _is_saved(node: Node, backward: set[str]) -> bool:
@@ -118,17 +127,28 @@ def _keeps_rows(node: Node) -> bool:
 
 def _outermost(out: Node, grad: Node) -> _Mixed:
     """Follow a product, and its cotangent back, through what happened to both alike, as far as that goes."""
-    turns: list[tuple[list[int], list[int]]] = []
+    steps: list[Step] = []
     while True:
         while _keeps_rows(grad):
             grad = _args(grad)[0]
         step = next((step for n in _same_rows(out) for u in n.users if (step := _mirrored(n, u, grad))), None)
         if step is None:
             copies = [n for n in _same_rows(out) if not is_view(n)]
-            return _Mixed(copies[-1] if copies else out, grad, turns)
-        if grad.target in _TURNS:
-            turns.append((_axes(grad), list(_shape(step[1]))))
+            return _Mixed(copies[-1] if copies else out, grad, steps)
+        if grad.target is not aten.mul.Tensor:
+            steps.append(_again(grad))
         out, grad = step
+
+
+def _again(node: Node) -> Step:
+    """Do to sums over the last axis what a node, a turn or a slice, does to what they are of."""
+    before, after = (list(_shape(n)[:-1]) for n in (_args(node)[0], node))
+
+    def step(make: _Maker, total: Node) -> Node:
+        target, how = (aten.permute.default, [_axes(node)]) if node.target in _TURNS else (node.target, node.args[1:])
+        return make(target, make.view(total, [*before, 1]), *how, shape=[*after, 1])
+
+    return step
 
 
 def _same_rows(node: Node) -> Iterator[Node]:
@@ -144,12 +164,23 @@ def _mirrored(node: Node, user: Node, grad: Node) -> tuple[Node, Node] | None:
         forth, back = _axes(user), _axes(grad)
         if _shape(node) == _shape(grad) and forth[-1] == len(forth) - 1 and [forth[b] for b in back] == sorted(back):
             return user, _args(grad)[0]
+    if grad.target is aten.slice.Tensor and user.target is aten.cat.default and _is_part(node, user, grad):
+        return user, _args(grad)[0]
     if grad.target is user.target is aten.mul.Tensor and _shape(node) == _shape(user) == _shape(grad):
         factors = [n for n in grad.all_input_nodes if n is not node and n in user.all_input_nodes]
         others = [n for n in grad.all_input_nodes if n not in factors]
         if len(factors) == len(others) == 1 and _shape(others[0]) == _shape(grad):
             return user, others[0]
     return None
+
+
+def _is_part(node: Node, joined: Node, part: Node) -> bool:
+    """Whether ``part`` takes from a tensor of the shape of ``joined`` the rows that ``node`` has there."""
+    (nodes, *axis), (whole, *given) = _args(joined), _args(part)
+    dim = (axis[0] if axis else 0) % len(_shape(node))
+    begin = sum(_shape(n)[dim] for n in nodes[: nodes.index(node)])
+    rows = (_shape(joined), dim, begin, begin + _shape(node)[dim])
+    return dim < len(_shape(node)) - 1 and rows == (_shape(whole), given[0] % len(_shape(node)), *given[1:])
 
 
 def _axes(node: Node) -> list[int]:
@@ -168,9 +199,8 @@ def _rewrite(node: Node, mixed: _Mixed) -> None:
     make, shape = _Maker(node), [*_shape(mixed.out)]
     total = make(aten.mul.Tensor, make.view(mixed.grad, shape), mixed.out, shape=shape)
     total = make(aten.sum.dim_IntList, total, [-1], True, shape=[*shape[:-1], 1])
-    for axes, before in reversed(mixed.turns):
-        total = make.view(total, [*before[:-1], 1])
-        total = make(aten.permute.default, total, axes, shape=[_shape(total)[a] for a in axes])
+    for step in reversed(mixed.steps):
+        total = step(make, total)
     total = make.view(total, [*_shape(y)[:-1], 1])
     node.replace_all_uses_with(make(torch.ops.anew.softmax_backward.default, grad, y, total, shape=[*_shape(node)]))
     node.graph.erase_node(node)
