@@ -57,9 +57,13 @@ def attention(
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
-    """Causal attention of scaled queries, so many rows at a time: each block meets the keys up to its end only."""
+    """Causal attention of scaled queries, so many rows at a time: each block meets the keys up to its end only.
+
+    Keys and values are put in order first, so that the backward pass finds the rows of all blocks in one tensor.
+    """
+    keys, values = (_Prefixes.apply(x.contiguous(), rows) for x in (key, value))
     mixed = []
-    for q, k, v in zip(query.split(rows, -2), *(_Prefixes.apply(x, rows) for x in (key, value)), strict=True):
+    for q, k, v in zip(query.split(rows, -2), keys, values, strict=True):
         end = k.shape[-2]
         scores = grouped_matmul(q, k, transpose=True) + torch.ops.anew.causal_mask(rows, end, end - rows)
         mixed.append(grouped_matmul(torch.softmax(scores, -1), v))

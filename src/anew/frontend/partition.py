@@ -107,33 +107,41 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _rows_of_saved(saved: list[Node]) -> set[Node]:
-    """The saved nodes that are rows of one tensor which is saved as well, or of no more elements than they together."""
-    parts: dict[Node, list[Node]] = defaultdict(list)
-    for node in saved:
-        if takes_rows(node):
-            parts[_root(node)].append(node)
-    found = {n for root, nodes in parts.items() if root in saved or _size(root) <= sum(map(_size, nodes)) for n in nodes}
-    return found | {n.all_input_nodes[0] for n in found if n.target is operator.getitem}
+    """What takes rows, that are saved, of one tensor which is as well, or has no more elements than they together."""
+    paths = {node: path for node in saved if (path := _path_to_rows(node))}
+    taken: dict[Node, int] = defaultdict(int)
+    for node, path in paths.items():
+        taken[_source(path)] += _size(node)
+    whole = {source for source, size in taken.items() if source in saved or _size(source) <= size}
+    return {n for path in paths.values() if _source(path) in whole for n in path}
+
+
+def _path_to_rows(node: Node) -> list[Node]:
+    """A node and what it comes from by views and copies, up to what takes rows of a tensor; none if nothing does."""
+    path = [node]
+    while not takes_rows(path[-1]):
+        if not is_view(path[-1]) and path[-1].target is not aten.clone.default:
+            return []
+        path += path[-1].all_input_nodes
+    return path + (path[-1].all_input_nodes if path[-1].target is operator.getitem else [])
+
+
+def _source(path: list[Node]) -> Node:
+    (source,) = path[-1].all_input_nodes
+    while is_view(source):
+        (source,) = source.all_input_nodes
+    return source
 
 
 def takes_rows(node: Node) -> bool:
-    """Whether a node takes a range of its argument's axis that is not the last, by slice or split."""
+    """Whether a node takes a range of an axis that is not the last, by slice or split."""
+    taking, target, position = node, aten.slice.Tensor, 1
     if node.target is operator.getitem:
-        (node,) = node.all_input_nodes
-        return node.target is aten.split.Tensor and _axis(node, 2) < len(_shape(node.all_input_nodes[0])) - 1
-    return node.target is aten.slice.Tensor and _axis(node, 1) < len(_shape(node)) - 1
-
-
-def _axis(node: Node, position: int) -> int:
-    axis = node.args[position] if len(node.args) > position else 0
-    return cast(int, axis) % len(_shape(node.all_input_nodes[0]))
-
-
-def _root(node: Node) -> Node:
-    """What a node takes rows of, seen through views."""
-    while is_view(node) or takes_rows(node) or node.target is aten.split.Tensor:
-        (node,) = node.all_input_nodes
-    return node
+        taking, target, position = node.all_input_nodes[0], aten.split.Tensor, 2
+    if taking.target is not target:
+        return False
+    axis, rank = cast(int, taking.args[position] if len(taking.args) > position else 0), len(_shape(node))
+    return axis % rank < rank - 1
 
 
 def _size(node: Node) -> int:
