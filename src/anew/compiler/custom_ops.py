@@ -263,12 +263,12 @@ def _(mask: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("anew::causal_mask", mutates_args=())
-def causal_mask(queries: int, keys: int, first: int = 0) -> Tensor:
-    """An additive fp32 mask [queries, keys]: 0 where key <= ``first`` + query, ``MASKED`` elsewhere."""
-    visible = torch.ones(queries, keys, dtype=torch.bool).tril(first)
+def causal_mask(queries: int, keys: int) -> Tensor:
+    """An additive fp32 mask [queries, keys]: 0 where key <= query, ``MASKED`` elsewhere (aligned upper left)."""
+    visible = torch.ones(queries, keys, dtype=torch.bool).tril()
     return torch.zeros(queries, keys).masked_fill(~visible, MASKED)
 
 
 @causal_mask.register_fake
-def _(queries: int, keys: int, first: int = 0) -> Tensor:
+def _(queries: int, keys: int) -> Tensor:
     return torch.empty(queries, keys)

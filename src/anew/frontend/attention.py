@@ -64,10 +64,30 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
     keys, values = (_Prefixes.apply(x.contiguous(), rows) for x in (key, value))
     mixed = []
     for q, k, v in zip(query.split(rows, -2), keys, values, strict=True):
-        end = k.shape[-2]
-        scores = grouped_matmul(q, k, transpose=True) + torch.ops.anew.causal_mask(rows, end, end - rows)
-        mixed.append(grouped_matmul(torch.softmax(scores, -1), v))
+        mixed.append(grouped_matmul(torch.softmax(_LastScores.apply(q, k), -1), v))
     return torch.cat(mixed, -2)
+
+
+class _LastScores(torch.autograd.Function):
+    """Causal scores of a block of queries and the keys up to its end; only the keys of its own rows meet the mask.
+
+    Autograd by itself would take the gradient apart again; here each product of it is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key)
+        rows = query.shape[-2]
+        own = grouped_matmul(query, key[..., -rows:, :], transpose=True) + torch.ops.anew.causal_mask(rows, rows)
+        if key.shape[-2] == rows:
+            return own
+        return torch.cat([grouped_matmul(query, key[..., :-rows, :], transpose=True), own], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = ctx.saved_tensors
+        turned = _by_group(grad, key).transpose(-2, -1)
+        return grouped_matmul(grad, key), torch.matmul(turned, _by_group(query, key))
 
 
 class _Prefixes(torch.autograd.Function):
@@ -97,11 +117,17 @@ def grouped_matmul(x: Tensor, shared: Tensor, transpose: bool = False) -> Tensor
 
     With ``transpose`` the last two axes of ``shared`` are exchanged first. Returns [batch, heads, n, k].
     """
+    heads, rows = x.shape[-3:-1]
+    other = shared.transpose(-2, -1) if transpose else shared
+    product = torch.matmul(_by_group(x, shared), other)
+    return product.reshape(*product.shape[:-3], heads, rows, product.shape[-1])
+
+
+def _by_group(x: Tensor, shared: Tensor) -> Tensor:
+    """``x`` with the rows of the heads that share one of ``shared`` in one matrix."""
     *batch, heads, rows, size = x.shape
     groups = shared.shape[-3]
-    other = shared.transpose(-2, -1) if transpose else shared
-    product = torch.matmul(x.reshape(*batch, groups, heads // groups * rows, size), other)
-    return product.reshape(*product.shape[:-3], heads, rows, product.shape[-1])
+    return x.reshape(*batch, groups, heads // groups * rows, size)
 
 
 def rewrite(node: Node) -> None:

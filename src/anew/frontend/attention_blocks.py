@@ -22,8 +22,10 @@ from anew.frontend.recompute import STREAMED
 from anew.projection import Work, from_memory
 from anew.projection.work import FP16_BYTES
 
-#: Numbers of blocks that may be chosen. Each block adds some twenty operations to a layer's programs.
+#: Numbers of blocks that may be chosen. Each block adds some thirty operations to a layer's programs.
 BLOCKS = (1, 2, 4, 8)
+#: Rows that a block has at least: no rate prices an operation by itself, and of small ones that is most of the time.
+ROWS = 32
 
 
 def split_queries(module: GraphModule, differentiated: bool, name: str, chip: Chip) -> list[Gain]:
@@ -77,14 +79,15 @@ class Sizes:
     def work(self, blocks: int, differentiated: bool) -> Work:
         """The work as far as it depends on the number of blocks, in calls that do not measure.
 
-        A score takes a multiply-accumulate for each feature of a key and of a value, its mask, which is streamed once
-        for all heads, and softmax. Backwards it is streamed there and back, has a sum subtracted and is multiplied, and
-        takes part in two products for each one before. Besides, the gradients of keys and values are added.
+        A score takes a multiply-accumulate for each feature of a key and of a value, and softmax. Backwards it is
+        streamed there and back, has a sum subtracted and is multiplied, and takes part in two products for each one
+        before. Besides, the last ``length / blocks`` scores of each row take a mask, which is streamed once for all
+        heads and blocks, and the gradients of keys and values are added.
         """
-        scores = float(self.scores(blocks))
+        scores, rows = float(self.scores(blocks)), self.length / blocks
         flops = 2.0 * scores * (self.size + self.mixed)
-        mask = from_memory(FP16_BYTES * scores / self.heads)
-        forward = Work(matmul=flops, elementwise=scores, attention=scores) + mask
+        mask = Work(elementwise=self.heads * self.length * rows) + from_memory(FP16_BYTES * rows * rows)
+        forward = Work(matmul=flops, attention=scores) + mask
         if not differentiated:
             return forward
         added = (blocks - 1) / 2 * self.shared * self.length * (self.size + self.mixed)
@@ -103,9 +106,11 @@ def _sizes(node: Node) -> Sizes | None:
 
 
 def _fits(length: int, blocks: int, chip: Chip) -> bool:
-    """Whether queries can be split so: evenly, and with rows of scores of which the chip takes softmax."""
-    if length % blocks:
-        return blocks == 1
+    """Whether queries can be split so: evenly, not too finely, into rows of scores of which the chip takes softmax."""
+    if blocks == 1:
+        return True
+    if length % blocks or length // blocks < ROWS:
+        return False
     low = Lowering(chip)
     for end in range(length // blocks, length, length // blocks):
         low.op("softmax", x=low.builder.input(f"scores_{end}", (1, end)), axis=-1)

@@ -166,5 +166,5 @@ def _is_bool(node: Any) -> bool:
 
 
 @lowers(anew.causal_mask.default)
-def _causal_mask(low: Lowering, node: Node, queries: int, keys: int, first: int = 0) -> Value:
-    return low.builder.array(np.triu(np.full((queries, keys), MASKED), first + 1), "mask")
+def _causal_mask(low: Lowering, node: Node, queries: int, keys: int) -> Value:
+    return low.builder.array(np.triu(np.full((queries, keys), MASKED), 1), "mask")

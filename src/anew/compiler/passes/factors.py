@@ -23,7 +23,7 @@ SMALL = 4.0
 #: A number of the program, such as attention's scale, that a factor beside it takes in.
 NUMBERS = 2.0**-6, 1.0
 #: What may lie between scores and softmax, which sees their absolute error alone.
-_TO_SOFTMAX = {"reshape", "transpose", "add"}
+_TO_SOFTMAX = {"reshape", "transpose", "add", "concat"}
 
 
 @dataclass(frozen=True)
