@@ -120,3 +120,24 @@ def test_a_tensor_saved_for_a_view_is_an_argument_of_its_own_name(split):
     assert [n.target for n in arguments] == [n.name for n in arguments]
     names = {n.name for n in saved_of(forward, results)}
     assert names - {n.name for n in arguments}  # one was renamed, or this shows nothing
+
+
+def halves(y):
+    first, last = y.split(4, 1)
+    return first @ last.transpose(1, 2)
+
+
+ROWS = {
+    "slices": (lambda y: y[:, :4] @ y[:, 4:].transpose(1, 2), [(2, 8, 6)]),
+    "split": (halves, [(2, 8, 6)]),
+    "beside the whole": (lambda y: y[:, :3] @ y.transpose(1, 2), [(2, 8, 6)]),
+    "fewer": (lambda y: y[:, :3] @ y[:, :4].transpose(1, 2), [(2, 3, 6), (2, 4, 6)]),
+    "of the last axis": (lambda y: y[..., :3].transpose(1, 2) @ y[..., 3:], [(2, 8, 3), (2, 8, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_one_tensor_are_saved_as_that_if_it_is_no_more(split, name):
+    function, shapes = ROWS[name]
+    forward, _, results = split(lambda x: function(x * 2.0), torch.randn(2, 8, 6, requires_grad=True))
+    assert sorted(tuple(n.meta["val"].shape) for n in saved_of(forward, results)) == shapes
