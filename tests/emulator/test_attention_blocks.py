@@ -145,6 +145,7 @@ OTHERS = {
     "a mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.ones(16, 16).tril() > 0), {"length": 16}),
     "not causal": (F.scaled_dot_product_attention, {"length": 16}),
     "more keys": (causal, {"length": 16, "keys": 32}),
+    "keys of all the batch": (lambda q, k, v: causal(q, k[:1], v[:1]), {"length": 16}),
 }
 
 

@@ -1,7 +1,8 @@
 """Into how many blocks of queries causal attention is split, by what that costs on the chip.
 
 A block meets the keys up to its own end, not those that the mask would hide from all of it: of the L x L scores of a
-head, n blocks leave ``(n + 1) / 2n``. For each block but one, the gradients of keys and values are added up.
+head, n blocks leave ``(n + 1) / 2n``. For each block but one, the gradients of keys and values are added up. Weights
+of what is masked are exactly 0, so that values are those of one block.
 """
 
 from __future__ import annotations
@@ -95,12 +96,16 @@ class Sizes:
 
 
 def _sizes(node: Node) -> Sizes | None:
-    """The sizes of attention that can be split: causal, with no other mask and no dropout, queries for all keys."""
+    """The sizes of attention that can be split: causal, with no other mask and no dropout, queries for all keys.
+
+    Keys or values that all of a batch share stay whole: their gradients would have to be added over it.
+    """
     given = inspect.signature(attention).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     query, key, value = (shape_of(given.arguments[name]) for name in ("query", "key", "value"))
     how = [given.arguments[name] for name in ("attn_mask", "dropout_p", "is_causal")]
-    if how != [None, 0, True] or query[-2] != key[-2]:
+    alike = query[:-3] == key[:-3] and query[-2] == key[-2] and key[:-1] == value[:-1]
+    if how != [None, 0, True] or not alike:
         return None
     return Sizes(math.prod(query[:-2]), math.prod(key[:-2]), query[-2], query[-1], value[-1])
 
