@@ -27,7 +27,7 @@ def rewrite(node: Node) -> None:
     if not called(node, "mul") or len(node.args) != 2:
         return
     for joined, factor in (node.args, node.args[::-1]):
-        if called(joined, "cat") and len(joined.users) == 1 and isinstance(factor, Node):
+        if called(joined, "cat") and _pieces(joined) and len(joined.users) == 1 and isinstance(factor, Node):
             _move(node, joined, factor)
 
 
@@ -44,7 +44,9 @@ def _move(node: Node, joined: Node, factor: Node) -> None:
 
 
 def _pieces(joined: Node) -> list[Any]:
-    return list(joined.args[0])  # type: ignore[arg-type]
+    """What is put together, if the call lists it."""
+    pieces = joined.args[0] if joined.args else None
+    return list(pieces) if isinstance(pieces, (list, tuple)) else []
 
 
 def _dim(joined: Node) -> int | None:
