@@ -1,0 +1,54 @@
+"""What one pass of the optimizer steps: a parameter as a whole, or the rows of one tile of a head's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from anew.frontend.held import HeldGradients
+from anew.frontend.table_gradient import Part, TableGradient
+from anew.frontend.weight_store import WeightStore
+from anew.optim.update import Gradient, update
+
+
+@dataclass
+class Share:
+    """Rows of a parameter and their gradient.
+
+    Attributes:
+        weight: the parameter or rows of it, as uploaded: the first ``before`` of them another share steps.
+        rows: its own, as the parameter and the moments have them.
+    """
+
+    weight: Tensor
+    rows: slice
+    gradient: Gradient
+    before: int = 0
+
+    def squares(self) -> float:
+        """The sum of the squares of the gradient's elements."""
+        return self.gradient.squares(self.weight[self.before :])
+
+    def step(self, state: Mapping[str, Tensor], numbers: tuple[np.float32, ...], store: WeightStore) -> None:
+        """Take its step; ``state`` is the parameter's."""
+        own = {name: state[name][self.rows] for name in ("exp_avg", "exp_avg_sq")}
+        update(self.weight, own, self.gradient, numbers, store, self.before)
+
+
+def shares(parameter: Tensor, held: HeldGradients) -> list[Share]:
+    """The shares of a parameter whose gradient is in ``.grad`` or held, in order; none if it has no gradient."""
+    held.join(parameter)
+    table = held.table(parameter)
+    if table is not None:
+        return [_share(parameter, table, part) for part in table.parts]
+    gradient = Gradient(parameter.grad, held.of(parameter))
+    return [Share(parameter, slice(None), gradient)] if gradient else []
+
+
+def _share(parameter: Tensor, table: TableGradient, part: Part) -> Share:
+    rows = parameter.detach()[part.start : part.rows.stop]
+    weight = part.weight if part.weight.data_ptr() == rows.data_ptr() else rows  # it may have other memory since
+    return Share(weight, part.rows, Gradient(table.rows, part.own(), table.places[part.rows]), part.overlap)
