@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from anew.device.transfer import load
+from anew.device.transfer import load, load_rows
 from anew.frontend.held import Piece
 
 
@@ -39,14 +39,10 @@ class Part:
         """The terms of its own rows' gradient."""
         return [Piece(piece.buffer[self.overlap :], piece.exponent, piece.squares) for piece in self.pieces]
 
-    def read(self, rows: Tensor) -> Tensor:
-        """The gradient of these rows, numbers of the tile's, in float32; the pieces' squares no longer count them."""
-        total = torch.zeros(len(rows), self.weight.shape[1])
-        for piece in self.pieces:
-            term = piece.buffer[rows].float().mul_(2.0**piece.exponent)
-            piece.squares -= float(term.double().square_().sum())
-            total += term
-        return total
+    def read(self, rows: Tensor, out: Tensor) -> None:
+        """Write the gradient of these rows, by their place in the tile, to ``out``; squares count them no longer."""
+        for number, piece in enumerate(self.pieces):
+            piece.squares -= load_rows(piece.buffer, rows, piece.exponent, out, add=number > 0)
 
 
 class TableGradient:
@@ -70,12 +66,15 @@ class TableGradient:
 
     def _take(self, ids: Tensor) -> None:
         """Read these rows, sorted, to float32."""
-        found = [self.rows]
+        at = len(self.rows)
+        rows = torch.empty(at + len(ids), self.rows.shape[1])
+        rows[:at] = self.rows
+        self.places[ids] = torch.arange(at, len(rows), dtype=torch.int32)
         for part in self.parts:
             own = ids[(ids >= part.rows.start) & (ids < part.rows.stop)]
-            found.append(part.read(own - part.start))
-        self.places[ids] = torch.arange(len(self.rows), len(self.rows) + len(ids), dtype=torch.int32)
-        self.rows = torch.cat(found)
+            part.read(own - part.start, rows[at : at + len(own)])
+            at += len(own)
+        self.rows = rows
 
     def dense(self) -> Tensor:
         """All of it in float32, [n, columns]."""

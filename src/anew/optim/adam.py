@@ -19,13 +19,8 @@ from anew.errors import UserError
 from anew.frontend.layers import repeated_layers
 from anew.frontend.model import session_of
 from anew.optim.embedding import hold_rows
-from anew.optim.shares import Share, shares
+from anew.optim.shares import Share, large, shares
 from anew.optim.update import Rule
-
-#: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
-SMALLEST = 1 << 15
-#: Columns below which rows are too short for the kernels to be fast.
-NARROWEST = 32
 
 
 class OnEngine(torch.optim.Adam):
@@ -194,7 +189,7 @@ def clip_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], mo
 
 def _is_large(p: Tensor) -> bool:
     plain = p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
-    return plain and p.dim() >= 2 and p.numel() >= SMALLEST and p.shape[-1] >= NARROWEST
+    return plain and large(p.shape)
 
 
 def _outside(model: nn.Module) -> set[Tensor]:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from anew.frontend.held import HeldGradients
+from anew.frontend.held import MOST, HeldGradients
 from anew.frontend.table_gradient import Part, TableGradient
 from anew.frontend.weight_store import WeightStore
 from anew.optim.update import Gradient, update
+
+#: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
+SMALLEST = 1 << 15
+#: Columns below which rows are too short for the kernels to be fast.
+NARROWEST = 32
+
+
+def large(shape: Sequence[int]) -> bool:
+    """Whether a parameter of that shape is stepped by the kernels here."""
+    return len(shape) >= 2 and math.prod(shape) >= SMALLEST and shape[-1] >= NARROWEST
+
+
+def holds_head(shape: Sequence[int], chunks: int) -> bool:
+    """Whether the gradient of a head of that shape stays in fp16, a term for each of so many chunks of tokens."""
+    return large(shape) and chunks <= MOST
 
 
 @dataclass
