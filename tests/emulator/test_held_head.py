@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import anew
-from anew.frontend.loss import region, tiling
+from anew.frontend.loss import tiling
 from anew.frontend.model import session_of
 from anew.frontend.staleness import StaleWarning
 from anew.frontend.weight_store import UploadedWeight, WeightStore
@@ -78,12 +78,11 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("vocabulary", "elements", "held"),
     [(300, 2**24, True), (512, 2**24, True), (300, 256 * TOKENS // 2, True), (300, 256 * TOKENS // 4, False)],
-    ids=["tiles that overlap", "tiles that do not", "two chunks of tokens", "four chunks"],
+    ids=["tiles that overlap", "one tile", "two chunks of tokens", "four chunks"],
 )
 def test_losses_and_weights_are_those_of_torch_to_the_bit(
     vocabulary, elements, held, tied, accumulate, overlap, monkeypatch
 ) -> None:
-    monkeypatch.setattr(region, "longest_tile", lambda features, session: 256)
     monkeypatch.setattr(tiling, "ELEMENTS", elements)
     one, other = model(tied, vocabulary), model(tied, vocabulary)
     optimizer = EngineAdamW(other, other.parameters(), lr=1e-3, overlap=overlap)
@@ -107,10 +106,12 @@ def test_twenty_clipped_steps_are_those_of_torch_as_far_as_the_norm_is() -> None
     assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], rel=1e-5)
 
 
-def test_tiles_are_not_converted_again_after_a_step_and_hold_the_new_weight() -> None:
+@pytest.mark.parametrize(("chunks", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 2)])
+def test_tiles_are_not_converted_again_after_a_step_and_hold_the_new_weight(chunks, accumulate, monkeypatch) -> None:
+    monkeypatch.setattr(tiling, "ELEMENTS", 256 * TOKENS // chunks)
     net = model()
     optimizer = EngineAdamW(net, net.parameters())
-    train(net, optimizer, steps=5)
+    train(net, optimizer, steps=5, accumulate=accumulate)
     written = uploads(net)
     loss_of(net, 9).backward()
     assert all(now is before for now, before in zip(uploads(net), written, strict=True))

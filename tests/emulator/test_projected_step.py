@@ -19,6 +19,7 @@ from anew.estimate.typical import TypicalScales
 from anew.finetune.adapt import prepare
 from anew.finetune.options import FinetuneConfig
 from anew.frontend.held import Piece
+from anew.frontend.loss import tiling
 from anew.frontend.model import compile_in
 from anew.frontend.options import Options
 from anew.frontend.scales import INTERVAL, ScaleState
@@ -97,6 +98,14 @@ def test_layers_beyond_the_second_and_the_true_vocabulary_are_counted_as_in_a_ru
     work, parameters = counted_in_a_run(small(), 32)
     assert same(found.counted.work, work)
     assert found.counted.parameters == found.counted.trained == parameters
+
+
+def test_a_head_is_counted_as_in_a_run_where_tokens_are_in_two_chunks_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rows, terms in ((16, 2), (8, 0)):
+        monkeypatch.setattr(tiling, "ELEMENTS", 512 * rows)
+        counted = count_step(Setting(small(), 32, 1), "m4")
+        assert same(counted.work, counted_in_a_run(small(), 32)[0])
+        assert (counted.terms, counted.held) == (terms, 512 * 64 if terms else 0)
 
 
 @pytest.mark.parametrize(

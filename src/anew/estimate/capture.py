@@ -38,7 +38,7 @@ from anew.frontend.session import Session
 from anew.frontend.staleness import mark
 from anew.frontend.weight_store import WeightStore
 from anew.optim.adam import EngineAdamW
-from anew.optim.shares import holds_head
+from anew.optim.shares import holds_head, writes_head
 from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES, from_memory
@@ -314,7 +314,8 @@ def _head(setting: Setting, chip: str) -> Counted:
     chunks = len(list(tiling.chunks()))
     tiles = len(tiling.tiles) * chunks
     held = trained and holds_head((vocabulary, features), chunks)
-    once = [_tile(call.run, fresh=trained and not held and not at) for at, call in enumerate(calls)]  # type: ignore[arg-type]
+    fresh = trained and not writes_head((vocabulary, features))
+    once = [_tile(call.run, fresh=fresh and not at) for at, call in enumerate(calls)]  # type: ignore[arg-type]
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     work = (once[0] + once[1]) * tiles + _kept(tiling, ports)
     if held:

@@ -19,7 +19,7 @@ from anew.device.transfer import load
 from anew.frontend.instances import ByTensor
 
 if TYPE_CHECKING:
-    from anew.frontend.table_gradient import TableGradient
+    from anew.frontend.table_gradient import Part, TableGradient
 
 #: Gradients of one parameter that are held at a time: in fp16 they take the memory of one in float32.
 MOST = 2
@@ -45,6 +45,8 @@ class HeldGradients:
         self._pieces: ByTensor[list[Piece]] = ByTensor()
         self._rows: ByTensor[Rows | None] = ByTensor()
         self._tables: ByTensor[TableGradient] = ByTensor()
+        #: The tiles that a head's weight is uploaded in.
+        self.tiles: ByTensor[list[Part]] = ByTensor()
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -59,6 +61,7 @@ class HeldGradients:
             self._pieces.discard(parameter)
             self._rows.discard(parameter)
             self._tables.discard(parameter)
+            self.tiles.discard(parameter)
 
     def holds(self, parameter: Tensor) -> bool:
         """Whether this parameter's gradients are held."""

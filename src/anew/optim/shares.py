@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from anew.frontend.held import MOST, HeldGradients
-from anew.frontend.table_gradient import Part, TableGradient
+from anew.frontend.table_gradient import Part
 from anew.frontend.weight_store import WeightStore
 from anew.optim.update import Gradient, update
 
@@ -25,9 +25,14 @@ def large(shape: Sequence[int]) -> bool:
     return len(shape) >= 2 and math.prod(shape) >= SMALLEST and shape[-1] >= NARROWEST
 
 
+def writes_head(shape: Sequence[int]) -> bool:
+    """Whether the fp16 tiles of a head of that shape are written with its step."""
+    return large(shape)
+
+
 def holds_head(shape: Sequence[int], chunks: int) -> bool:
     """Whether the gradient of a head of that shape stays in fp16, a term for each of so many chunks of tokens."""
-    return large(shape) and chunks <= MOST
+    return writes_head(shape) and chunks <= MOST
 
 
 @dataclass
@@ -59,12 +64,16 @@ def shares(parameter: Tensor, held: HeldGradients) -> list[Share]:
     held.join(parameter)
     table = held.table(parameter)
     if table is not None:
-        return [_share(parameter, table, part) for part in table.parts]
+        found = [(part, Gradient(table.rows, part.own(), table.places[part.rows])) for part in table.parts]
+        return [_share(parameter, part, gradient) for part, gradient in found]
     gradient = Gradient(parameter.grad, held.of(parameter))
+    tiles = held.tiles.find(parameter)
+    if tiles and gradient.dense is not None and not gradient.pieces:
+        return [_share(parameter, part, Gradient(gradient.dense[part.rows], [])) for part in tiles]
     return [Share(parameter, slice(None), gradient)] if gradient else []
 
 
-def _share(parameter: Tensor, table: TableGradient, part: Part) -> Share:
+def _share(parameter: Tensor, part: Part, gradient: Gradient) -> Share:
     rows = parameter.detach()[part.start : part.rows.stop]
     weight = part.weight if part.weight.data_ptr() == rows.data_ptr() else rows  # it may have other memory since
-    return Share(weight, part.rows, Gradient(table.rows, part.own(), table.places[part.rows]), part.overlap)
+    return Share(weight, part.rows, gradient, part.overlap)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -151,13 +151,16 @@ class LossRegion:
         """What collects the weight's gradient where the engine writes it; None if it is to be copied for autograd."""
         views = self._views(head.weight, tiling)
         self.held.release(views)
-        takes = width == head.hidden.shape[1] and self.session.held.takes_table(head.weight)
-        if not takes or tiling.padded > MOST * tiling.rows:
+        held = self.session.held
+        if width != head.hidden.shape[1] or not held.holds(head.weight):
+            return None
+        parts = [Part(view, tile.start, tile.overlap) for view, tile in zip(views, tiling.tiles, strict=True)]
+        held.tiles.set(head.weight, parts)
+        if not held.takes_table(head.weight) or tiling.padded > MOST * tiling.rows:
             return None
         for view in views:
             self.held.hold(view)
-        parts = [Part(view, tile.start, tile.overlap) for view, tile in zip(views, tiling.tiles, strict=True)]
-        return TableGradient(head.weight, parts)
+        return TableGradient(head.weight, [replace(part, pieces=[]) for part in parts])
 
     def _collected(self, table: TableGradient, tiling: Tiling) -> TableGradient | Tensor:
         """The table with what was held of its tiles; all NaN where cotangents that are no numbers gave no products."""
