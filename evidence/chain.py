@@ -31,7 +31,8 @@ BASE = "e08f21f"
 RUNS = ("compiler", "frontend", "device", "plan", "optim")
 PRICES = ("projection", "estimate", "frontend/model.py")
 #: What a tree lacks that today's estimate asks for: a file that is absent, and what is written behind another for it.
-#: Without an optimizer of its own no gradient is held; without its embedding, an embedding's gradient is dense.
+#: Without an optimizer of its own no gradient is held, without shares no head's; without its embedding, an embedding's
+#: gradient is dense.
 LACKING = (
     (
         "optim/adam.py",
@@ -58,6 +59,7 @@ class _NothingHeld:
 Session.held = _NothingHeld()
 """,
     ),
+    ("optim/shares.py", "optim/shares.py", "def holds_head(*_):\n    return False\n\n\nwrites_head = holds_head\n"),
     (
         "optim/embedding.py",
         "estimate/host.py",

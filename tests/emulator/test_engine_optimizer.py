@@ -73,13 +73,13 @@ def test_clipped_steps_are_those_of_torch_as_far_as_the_norm_is() -> None:
     assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], rel=1e-5)
 
 
-def test_gradients_of_the_layers_matrices_are_held_and_others_are_not() -> None:
+def test_gradients_of_matrices_are_held_and_others_are_not() -> None:
     net = model()
     optimizer = EngineAdamW(net, net.parameters())
     loss_of(net, 0).backward()
     held = session_of(net).held
-    matrices = {n for n, p in net.named_parameters() if held.of(p)}
-    assert matrices == {n for n, p in net.named_parameters() if ".layers." in n and p.dim() == 2}
+    matrices = {n for n, p in net.named_parameters() if held.of(p) or held.table(p)}
+    assert matrices == {n for n, p in net.named_parameters() if p.dim() == 2}
     assert all((p.grad is None) == (n in matrices) for n, p in net.named_parameters())
     optimizer.to_grads()
     plain = model()

@@ -70,3 +70,12 @@ def test_along_any_axis():
 @pytest.mark.parametrize("function", [large, read_twice])
 def test_other_signs_stay(function):
     assert check(function) == [2 * 3 * 10 * SIZE // 2] * 2
+
+
+def test_pieces_that_come_as_one_tuple_stay():
+    def halves(x, sines):
+        return torch.cat((-x).chunk(2, -1), -1) * sines
+
+    x, sines = torch.randn(4, 2 * SIZE), torch.randn(2 * SIZE)
+    found = torch.compile(halves, backend="anew", dynamic=False, options={"strict": True})(x, sines)
+    torch.testing.assert_close(found, halves(x, sines), rtol=2e-3, atol=2e-3)

@@ -15,10 +15,13 @@ from anew.device.transfer import load, measure, store
 from anew.errors import AnewError
 from anew.frontend.held import HeldGradients, Instances, Piece, Writes
 from anew.frontend.staleness import StaleWarning
+from anew.frontend.table_gradient import Part, TableGradient
 from anew.frontend.weight_store import WeightStore
+from anew.optim.shares import shares
 from anew.optim.update import Gradient, Rule, update
 
 DEVICE = NullDevice(load_chip("m4"))
+MOMENTS = "exp_avg", "exp_avg_sq"
 #: PyTorch's kernel rounds as its compiler saw fit; where that fuses other products than ours, weights differ so much.
 ULP = 2.0**-22
 
@@ -72,6 +75,38 @@ def test_steps_are_those_of_torch(shape, decay, betas, decoupled, clip, first) -
         update(found, state, gradient, rule.numbers(step), WeightStore(DEVICE))
         for mine, theirs in ((found, wanted), *((state[k], optimizer.state[wanted][k]) for k in state)):
             torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=ULP, atol=1e-37)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_tables_gradient_is_that_of_the_float32_table(terms) -> None:
+    generator = torch.Generator().manual_seed(terms)
+    table, found = torch.randn(40, 96, generator=generator), HeldGradients()
+    found.hold(table)
+    parts = [Part(table[:24], 0, 0), Part(table[16:], 16, 8)]
+    wanted = torch.zeros(40, 96)
+    for part in parts:
+        for exponent in range(terms):
+            x = torch.randn(24, 96, generator=generator)
+            x[: part.overlap] = 0.0
+            part.pieces.append(held(x, exponent))
+            wanted[part.rows] += load(part.pieces[-1].buffer, exponent)[0][part.overlap :]
+    gradient = TableGradient(table, parts)
+    for ids, alpha in (([39, 3, 3, 20], -1.0), ([3, 25, 0], 1e6)):  # fp16 has no room for some
+        rows = torch.randn(len(ids), 96, generator=generator)
+        gradient.add(torch.tensor(ids), rows, alpha)
+        wanted.index_add_(0, torch.tensor(ids), rows, alpha=alpha)
+    assert torch.equal(gradient.dense(), wanted)
+    found.add_table(table, gradient)
+    taken = shares(table, found)
+    squares = sum(share.squares() for share in taken)
+    assert squares == pytest.approx(float(wanted.double().square().sum()), rel=1e-9)
+    rule, state = Rule(0.9, 0.95, 1e-8, 1e-3, 0.1, True, 0.5), [torch.zeros(2, 40, 96) for _ in range(2)]
+    other = table.clone()
+    update(other, dict(zip(MOMENTS, state[0], strict=True)), Gradient(wanted, []), rule.numbers(1), WeightStore(DEVICE))
+    for share in taken:
+        share.step(dict(zip(MOMENTS, state[1], strict=True)), rule.numbers(1), WeightStore(DEVICE))
+    assert torch.equal(table, other)
+    assert torch.equal(*state)
 
 
 @pytest.mark.parametrize("growth", [1.0, 40.0, 1e-3])

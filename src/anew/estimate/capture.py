@@ -39,6 +39,7 @@ from anew.frontend.session import Session
 from anew.frontend.staleness import mark
 from anew.frontend.weight_store import WeightStore
 from anew.optim.adam import EngineAdamW
+from anew.optim.shares import holds_head, writes_head
 from anew.plan import Plan
 from anew.projection import Work
 from anew.projection.work import FP16_BYTES, from_memory
@@ -103,7 +104,7 @@ class Counted:
         touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
         held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
-            there and writes the fp16 weight as well.
+            there and writes the fp16 weight as well. terms: of the head's, if that is among them: chunks of tokens.
     """
 
     work: Work
@@ -115,6 +116,7 @@ class Counted:
     programs: float
     convolutions: float
     held: float = 0.0
+    terms: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -236,8 +238,16 @@ def _touched(recorder: HostRecorder) -> int:
 
 def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
     """The buffers of weights that the host does not convert in each step: frozen ones, and an optimizer's."""
-    there = [p for p in model.parameters() if not p.requires_grad or session.held.holds(p)]
-    return [entry[0].buffer for p in there if (entry := session.weights.rewritable(p)) is not None]
+    there = [
+        x for p in model.parameters() if not p.requires_grad or session.held.holds(p) for x in _uploaded(p, session)
+    ]
+    return [entry[0].buffer for x in there if (entry := session.weights.rewritable(x)) is not None]
+
+
+def _uploaded(p: nn.Parameter, session: Session) -> list[torch.Tensor]:
+    """A parameter as layers get it, and its tiles as the loss does."""
+    tiles = session.loss.views.find(p) if session.loss else None
+    return [p, *(view for views in (tiles or {}).values() for view in views)]
 
 
 def _written(model: nn.Module, session: Session) -> None:
@@ -303,13 +313,22 @@ def _head(setting: Setting, chip: str) -> Counted:
     first = compile_function(session, store, "loss forward", forward(keep=kept), shape.ports(), saved)
     function = backward(hidden=True, weight=trained, kept=kept)
     second = compile_function(session, store, "loss backward", function, ports)
-    runs = len(tiling.tiles) * len(list(tiling.chunks()))
+    chunks = len(list(tiling.chunks()))
+    runs = len(tiling.tiles) * chunks
     tile = _tile(first.run, LOGITS) + _tile(second.run, frozenset() if kept else LOGITS)  # type: ignore[arg-type]
-    tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     work = tile * runs + _kept(tiling, shape.ports(), ports)
+    held = trained and holds_head((vocabulary, features), chunks)
+    weights = float(runs * shape.columns * features)
+    if held:  # the gradient stays where it is
+        work += Work(write=-weights)
+    if not trained or writes_head((vocabulary, features)):  # the weight is there already
+        work += Work(read=-weights)
+    tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     logits = shape.rows * shape.columns
     buffers = FP16_BYTES * (vocabulary * features + 2 * logits + (runs * logits if kept else 0))
-    return Counted(work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0)
+    return Counted(
+        work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0, held * vocabulary * features, held * chunks
+    )
 
 
 def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:

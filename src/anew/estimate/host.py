@@ -22,6 +22,12 @@ EMBEDDING, TIED = 4, 12
 HEAD = 16
 #: Of a head's where the engine's optimizer takes an embedding's gradient by rows: each tile's product is copied.
 HEAD_COPIED = 8
+#: Of one whose gradient stays in fp16, where tokens are in two chunks: the second's term is read for its norm and by
+#: the optimizer, and both are read again for the norm of their sum.
+SECOND_TERM = 8
+#: Bytes of an element of a row whose gradient is in float32 all the same, of each token at most: of labels, read from
+#: fp16, written, and added to; of a tied embedding summed, then the same again, and the labels' rows are moved.
+LABELS, LOOKED_UP = 18, 42
 #: Seconds that the host takes on an M4 to convert an element between fp32 and a buffer of the engine: the forward pass
 #: of maderix/ANE's static trainer (commit 4d67db1, "io 4.1 ms"), which converts 15 x 768 x 256 elements a layer in 12
 #: layers. The dearest of three published readings: parameter-golf's forward pass gives 0.102 ns on an M4 Pro, and the
@@ -61,14 +67,24 @@ def host_bytes(setting: Setting, counted: Counted) -> dict[str, float]:
     return {
         "optimizer": ADAMW * counted.trained,
         "clipping": clipping(counted),
-        "embedding and head": table * at_ends(config, counted),
+        "embedding and head": table * at_ends(config, counted) + rows(setting, counted),
         "other": counted.touched,
     }
 
 
 def at_ends(config: Any, counted: Counted) -> float:
     """Bytes of an element of a table for the gradients of embedding and head."""
-    return HEAD_COPIED if counted.held else dense_at_ends(config)
+    if not counted.held:
+        return dense_at_ends(config)
+    apart = 0 if config.tie_word_embeddings else EMBEDDING
+    return apart + (SECOND_TERM * (counted.terms - 1) if counted.terms else HEAD_COPIED)
+
+
+def rows(setting: Setting, counted: Counted) -> float:
+    """Bytes for the rows of a head's gradient that are in float32, were each token another."""
+    config = setting.config
+    each = LABELS + (LOOKED_UP if config.tie_word_embeddings else 0)
+    return float(each * setting.tokens * config.hidden_size) if counted.terms else 0.0
 
 
 def dense_at_ends(config: Any) -> float:

@@ -10,12 +10,16 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from anew.device.transfer import load
 from anew.frontend.instances import ByTensor
+
+if TYPE_CHECKING:
+    from anew.frontend.table_gradient import Part, TableGradient
 
 #: Gradients of one parameter that are held at a time: in fp16 they take the memory of one in float32.
 MOST = 2
@@ -40,6 +44,9 @@ class HeldGradients:
     def __init__(self) -> None:
         self._pieces: ByTensor[list[Piece]] = ByTensor()
         self._rows: ByTensor[Rows | None] = ByTensor()
+        self._tables: ByTensor[TableGradient] = ByTensor()
+        #: The tiles that a head's weight is uploaded in.
+        self.tiles: ByTensor[list[Part]] = ByTensor()
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -53,6 +60,8 @@ class HeldGradients:
         for parameter in parameters:
             self._pieces.discard(parameter)
             self._rows.discard(parameter)
+            self._tables.discard(parameter)
+            self.tiles.discard(parameter)
 
     def holds(self, parameter: Tensor) -> bool:
         """Whether this parameter's gradients are held."""
@@ -67,23 +76,50 @@ class HeldGradients:
 
     def to_grad(self, parameter: Tensor) -> None:
         """Add what is held of a parameter to its ``.grad``, in float32 and in the order that it came in."""
-        self.rows_to_grad(parameter)
-        for piece in self.take(parameter):
-            gradient, _ = load(piece.buffer, piece.exponent)
+        self._add_rows_up(parameter)
+        terms = [load(piece.buffer, piece.exponent)[0] for piece in self.take(parameter)]
+        if (table := self._tables.find(parameter)) is not None:
+            self._tables.discard(parameter)
+            terms.append(table.dense())
+        for gradient in terms:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def takes_table(self, parameter: Tensor) -> bool:
+        """Whether a table's gradient can be held: it is the first. One that is held already goes to ``.grad``."""
+        if self._tables.find(parameter) is not None:
+            self.to_grad(parameter)
+        free = parameter.grad is None and self._rows.find(parameter) is None and not self.of(parameter)
+        return free and self.holds(parameter)
+
+    def add_table(self, parameter: Tensor, gradient: TableGradient) -> None:
+        """Hold the gradient of a table that :meth:`takes_table`."""
+        self._tables.set(parameter, gradient)
+
+    def table(self, parameter: Tensor) -> TableGradient | None:
+        """Return the gradient of a table that is held."""
+        return self._tables.find(parameter)
 
     def add_rows(self, table: Tensor, ids: Tensor, rows: Tensor) -> None:
         """Hold gradients of some rows of a table, [n, columns]; ``ids`` [n] are the rows' numbers."""
         self._rows.set(table, (ids, rows))
 
-    def rows_to_grad(self, table: Tensor) -> None:
-        """Add what is held of a table's rows to its ``.grad``: to those rows alone, if there is one already."""
+    def join(self, parameter: Tensor) -> None:
+        """Add what is held of a table's rows to the rest of its gradient, which then is of one kind: held, or dense."""
+        self._add_rows_up(parameter)
+        if self._tables.find(parameter) is not None and (parameter.grad is not None or self.of(parameter)):
+            self.to_grad(parameter)
+
+    def _add_rows_up(self, table: Tensor) -> None:
+        """Add what is held of a table's rows to those rows alone, of the gradient that is held or in ``.grad``."""
         found = self._rows.find(table)
         if found is None:
             return
         self._rows.set(table, None)
         ids, places = found[0].unique(return_inverse=True)
         sums = torch.zeros(len(ids), table.shape[1]).index_add_(0, places, found[1])
+        if (held := self._tables.find(table)) is not None:
+            held.add(ids, sums)
+            return
         if table.grad is None:
             table.grad = torch.zeros_like(table)
         table.grad.index_add_(0, ids, sums)
@@ -92,6 +128,7 @@ class HeldGradients:
         """Hold nothing of a parameter."""
         self.take(parameter)
         self._rows.set(parameter, None)
+        self._tables.discard(parameter)
 
     def take(self, parameter: Tensor) -> list[Piece]:
         """Return what is held of a parameter, and hold it no longer."""
@@ -125,9 +162,18 @@ class Instances:
         return {i: x for i, x in enumerate(fitting[0]) if x is not None} if len(fitting) == 1 and read else {}
 
 
+class Holding(Protocol):
+    """How a backward program finds the parameters whose gradients stay in their buffers, and where these go."""
+
+    gradients: HeldGradients
+
+    def parameters(self, args: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The parameters whose gradients are to be held, by the position of the result."""
+
+
 @dataclass
-class Holding:
-    """How a backward program finds the parameters whose gradients it computes.
+class OfInstance:
+    """Those of the region instance that a call is for.
 
     Attributes:
         gradients: where those that are held go.
@@ -139,11 +185,24 @@ class Holding:
     read: Mapping[int, int]
 
     def parameters(self, args: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The parameters whose gradients are to be held, by the position of the result."""
+        """The instance's parameters that are held."""
         if not self.gradients:
             return {}
         found = self.instances.parameters({there: args[here] for here, there in self.read.items()})
         return {i: x for i, x in found.items() if self.gradients.holds(x)}
+
+
+@dataclass
+class OfArgument:
+    """The gradient of the argument at the place ``weight``, which is the result at the place ``result``."""
+
+    gradients: HeldGradients
+    weight: int
+    result: int
+
+    def parameters(self, args: Sequence[Tensor]) -> dict[int, Tensor]:
+        """That argument, if it is held."""
+        return {self.result: args[self.weight]} if self.gradients.holds(args[self.weight]) else {}
 
 
 class Writes:

@@ -21,7 +21,7 @@ from anew.frontend.attention_blocks import split_queries
 from anew.frontend.baking import Bank
 from anew.frontend.canonical import canonicalize
 from anew.frontend.decompositions import DECOMPOSITIONS
-from anew.frontend.held import Holding, Instances
+from anew.frontend.held import Instances, OfInstance
 from anew.frontend.hoisting import detach_host_work
 from anew.frontend.partition import partition
 from anew.frontend.placement import host_operations, listed, report, returned_views, split
@@ -127,7 +127,7 @@ class Region:
         segment = backward.run
         if isinstance(segment, Segment) and segment.plan.result_count == len(self.parameters):
             read = {names.index(n): self.weight_positions[n] for n in names if n in self.weight_names}
-            segment.holding = Holding(self.session.held, self.instances, read)
+            segment.holding = OfInstance(self.session.held, self.instances, read)
 
     def _weight_kinds(self, module: GraphModule) -> dict[str, str]:
         names = [n.name for n in module.graph.nodes if n.op == "placeholder"]

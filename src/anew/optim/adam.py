@@ -19,12 +19,8 @@ from anew.errors import UserError
 from anew.frontend.layers import repeated_layers
 from anew.frontend.model import session_of
 from anew.optim.embedding import hold_rows
-from anew.optim.update import Gradient, Rule, update
-
-#: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
-SMALLEST = 1 << 15
-#: Columns below which rows are too short for the kernels to be fast.
-NARROWEST = 32
+from anew.optim.shares import Share, large, shares
+from anew.optim.update import Rule
 
 
 class OnEngine(torch.optim.Adam):
@@ -78,24 +74,21 @@ class OnEngine(torch.optim.Adam):
             decoupled = group["decoupled_weight_decay"]
             rule = Rule(beta1, beta2, group["eps"], group["lr"], group["weight_decay"], decoupled, self._clip)
             for p in self._large.intersection(group["params"]):
-                self._held.rows_to_grad(p)
-                gradient = Gradient(p.grad, self._held.take(p))
-                if not gradient:
+                found = shares(p, self._held)
+                self._held.forget(p)
+                if not found:
                     continue
                 state = self.state[p]
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
-                yield p, _Step(p, state, gradient, rule.numbers(state["step"].item()), self._weights)
+                yield p, _Step(found, state, rule.numbers(state["step"].item()), self._weights)
 
     def clip_norm(self, most: float) -> float:
         """Return the norm of all gradients; the next step scales them to ``most`` if it is larger. 0 clips nothing."""
         norm = nn.utils.get_total_norm(self._small_gradients())
-        for p in self._large:
-            self._held.rows_to_grad(p)
-        found = [(p, Gradient(p.grad, self._held.of(p))) for p in self._trained() if p in self._large]
-        large = [gradient.squares(p) for p, gradient in found if gradient]
+        large = [s.squares() for p in self._trained() if p in self._large for s in shares(p, self._held)]
         if large:
             norm = torch.tensor(math.sqrt(math.fsum([*large, norm.item() ** 2])), dtype=torch.float32)
         self._clip = float(torch.clamp(most / (norm + 1e-6), max=1.0)) if most else 1.0
@@ -168,13 +161,14 @@ class EngineAdamW(OnEngine):
 class _Step:
     """A step that is to be taken; what it has read goes back to the pool."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
+    def __init__(self, shares: list[Share], *arguments: Any) -> None:
+        self.shares, self.arguments = shares, arguments
 
     def __call__(self) -> None:
         """Take it, once."""
-        arguments, self.arguments = self.arguments, ()
-        update(*arguments)
+        taken, self.shares = self.shares, []
+        for share in taken:
+            share.step(*self.arguments)
 
 
 def settle(optimizer: torch.optim.Optimizer) -> None:
@@ -195,7 +189,7 @@ def clip_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], mo
 
 def _is_large(p: Tensor) -> bool:
     plain = p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
-    return plain and p.dim() >= 2 and p.numel() >= SMALLEST and p.shape[-1] >= NARROWEST
+    return plain and large(p.shape)
 
 
 def _outside(model: nn.Module) -> set[Tensor]:

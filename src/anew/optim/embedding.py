@@ -42,7 +42,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
         """Hand the rows' gradients over; to those of an earlier batch a table is added, in PyTorch's order."""
         (input,) = ctx.saved_tensors
-        ctx.gradients.rows_to_grad(ctx.weight)
+        ctx.gradients.join(ctx.weight)
         if ctx.weight.grad is not None:
             padding = -1 if ctx.padding_idx is None else ctx.padding_idx
             table = torch.ops.aten.embedding_dense_backward(grad, input, len(ctx.weight), padding, False)

@@ -1,6 +1,7 @@
 """Adam's update as kernels of the host: gradients read as the engine left them, weights written as it reads them.
 
 A gradient is a sum of up to three terms, any of them absent: a float32 tensor, and two of fp16 bits with a factor each.
+Or it is the sum of the last two but for some rows, which are in float32.
 Kernels work on rows in blocks that stay in the first-level cache: each number of a parameter is read from memory once
 and written once. Sums are taken in an order that no number of threads changes.
 """
@@ -64,6 +65,7 @@ def _to_halves(p: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32:
 @njit(**COMPILED)
 def _gradient(
     dense: np.ndarray,
+    places: np.ndarray,
     first: np.ndarray,
     first_factor: np.float32,
     second: np.ndarray,
@@ -74,7 +76,10 @@ def _gradient(
 ) -> None:
     """Fill ``g`` with a row's gradient from column ``start`` on."""
     stop = start + g.size
-    if dense.size:
+    if places.size and places[row] >= 0:
+        g[:] = dense[places[row], start:stop]
+        return
+    if dense.size and not places.size:
         g[:] = dense[row, start:stop]
         if first.size:
             _add_halves(first[row, start:stop], first_factor, g)
@@ -98,6 +103,7 @@ def _squares_of(g: np.ndarray) -> np.float64:
 def squares(
     like: np.ndarray,
     dense: np.ndarray,
+    places: np.ndarray,
     first: np.ndarray,
     first_factor: np.float32,
     second: np.ndarray,
@@ -112,7 +118,7 @@ def squares(
         for row in range(count * task // TASKS, count * (task + 1) // TASKS):
             for start in range(0, width, BLOCK):
                 part = g[: min(BLOCK, width - start)]
-                _gradient(dense, first, first_factor, second, second_factor, row, start, part)
+                _gradient(dense, places, first, first_factor, second, second_factor, row, start, part)
                 total += _squares_of(part)
         sums[task] = total
 
@@ -176,6 +182,7 @@ def adam(
     m: np.ndarray,
     v: np.ndarray,
     dense: np.ndarray,
+    places: np.ndarray,
     first: np.ndarray,
     first_factor: np.float32,
     second: np.ndarray,
@@ -197,8 +204,9 @@ def adam(
 
     Args:
         weight, m, v: float32 [rows, columns]: the weight and its moments.
-        dense, first, first_factor, second, second_factor: the gradient. ``dense`` is of the weight's
-            shape, the halves are int16 [rows, pitch]; each has no elements where it is absent.
+        dense, places, first, first_factor, second, second_factor: the gradient. ``dense`` is of the weight's
+            shape, the halves are int16 [rows, pitch]; each has no elements where it is absent. With ``places``, int32
+            [rows], ``dense`` has all of the gradient of some rows, at the place that is not negative.
         clip: what the gradient is multiplied by.
         beta1_gap, beta2, beta2_gap: 1 - beta1, beta2, 1 - beta2.
         root_correction: the square root of beta2's bias correction.
@@ -217,7 +225,7 @@ def adam(
                 stop = min(start + BLOCK, width)
                 part = g[: stop - start]
                 p, m_part, v_part = weight[row, start:stop], m[row, start:stop], v[row, start:stop]
-                _gradient(dense, first, first_factor, second, second_factor, row, start, part)
+                _gradient(dense, places, first, first_factor, second, second_factor, row, start, part)
                 before += _checksum(p)
                 _update(
                     p,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from anew.frontend.weight_store import UploadedWeight, WeightStore
 from anew.optim.kernels import TASKS, adam, squares
 
 _NO_FLOATS = np.empty((0, 0), np.float32)
+_NO_PLACES = np.empty(0, np.int32)
 _NO_HALVES = np.empty((0, 0), np.int16)
 
 
@@ -48,10 +50,15 @@ class Rule:
 
 @dataclass
 class Gradient:
-    """The gradient of one parameter: what is in ``.grad``, and what is held."""
+    """The gradient of one parameter: what is in ``.grad``, and what is held.
+
+    With ``places``, int32 [rows], rows whose place is not negative have all of theirs there in ``dense``, and only the
+    others have that of the pieces, whose squares are those of these rows alone.
+    """
 
     dense: Tensor | None
     pieces: list[Piece]
+    places: Tensor | None = None
 
     def __bool__(self) -> bool:
         """Whether there is one."""
@@ -59,15 +66,21 @@ class Gradient:
 
     def squares(self, like: Tensor) -> float:
         """The sum of the elements' squares; of one held gradient it was found when the result was read."""
-        if self.dense is None and len(self.pieces) == 1:
-            return self.pieces[0].squares
+        if len(self.pieces) == 1 and (self.dense is None or self.places is not None):
+            return max(self.pieces[0].squares, 0.0) + self._squares_of_rows()  # it may be a rounding below 0
         sums = np.empty(TASKS)
         squares(matrix(like), *self.terms(), sums)
         return float(sums.sum())
 
+    def _squares_of_rows(self) -> float:
+        if self.dense is None or self.places is None:
+            return 0.0
+        return float(self.dense[self.places[self.places >= 0]].double().square_().sum())
+
     def terms(self) -> tuple[Any, ...]:
         """The kernels' arguments from ``dense`` to ``second_factor``."""
         terms: list[Any] = [_NO_FLOATS if self.dense is None else matrix(self.dense.contiguous())]
+        terms.append(_NO_PLACES if self.places is None else self.places.numpy())
         for piece in self.pieces:
             terms += [as_rows(piece.buffer), np.float32(2.0**piece.exponent)]
         for _ in range(2 - len(self.pieces)):
@@ -81,28 +94,37 @@ def matrix(x: Tensor) -> np.ndarray:
 
 
 def update(
-    parameter: Tensor, state: dict[str, Any], gradient: Gradient, numbers: tuple[np.float32, ...], store_: WeightStore
+    parameter: Tensor,
+    state: Mapping[str, Tensor],
+    gradient: Gradient,
+    numbers: tuple[np.float32, ...],
+    store_: WeightStore,
+    before: int = 0,
 ) -> None:
     """Take one step of a parameter, in place; if the engine has its weight in a buffer, that is written too.
 
     The buffer then counts as up to date. A weight that something else wrote without raising its version is written to
-    the buffer anew, with a warning.
+    the buffer anew, with a warning. The first ``before`` rows, which have been stepped, are only written to the buffer:
+    state and gradient are those of the other rows.
     """
     entry = store_.rewritable(parameter)
     buffer = None if entry is None else entry[0].buffer
     factor = np.float32(1.0 if entry is None else 2.0 ** entry[0].exponent)
     found = np.empty((TASKS, 3), np.int64)
-    arrays = (matrix(parameter), matrix(state["exp_avg"]), matrix(state["exp_avg_sq"]))
-    halves = _NO_HALVES if buffer is None else as_rows(buffer)
+    arrays = (matrix(parameter.detach()[before:]), matrix(state["exp_avg"]), matrix(state["exp_avg_sq"]))
+    halves = _NO_HALVES if buffer is None else as_rows(buffer[before:])
     adam(*arrays, *gradient.terms(), *numbers, halves, factor, found)
-    before, after = int(found[:, 1].sum()), int(found[:, 2].sum())
+    old, new = int(found[:, 1].sum()), int(found[:, 2].sum())
     if entry is None:
         return
     uploaded, scaled = entry
-    if uploaded.checksum not in (None, before) and uploaded.mark is not None:
+    if uploaded.checksum not in (None, old) and uploaded.mark is not None:
         warnings.warn(_rewritten(parameter), stacklevel=2)
-    _refresh(uploaded, parameter, scaled, float_of_largest(np.int32(found[:, 0].max())))
-    uploaded.checksum = after
+    largest = float_of_largest(np.int32(found[:, 0].max()))
+    if before:
+        largest = max(largest, store(uploaded.buffer[:before], parameter[:before], uploaded.exponent))
+    _refresh(uploaded, parameter, scaled, largest)
+    uploaded.checksum = new
 
 
 def _refresh(uploaded: UploadedWeight, parameter: Tensor, scaled: bool, largest: float) -> None:

@@ -21,20 +21,24 @@ fp16 just once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from anew.compiler.gains import log_gains
+from anew.frontend.held import MOST, HeldGradients, OfArgument
 from anew.frontend.instances import ByTensor
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
 from anew.frontend.loss.tiling import Tile, Tiling
 from anew.frontend.region import GraphCall
+from anew.frontend.segment import Segment
 from anew.frontend.session import Session
+from anew.frontend.table_gradient import Part, TableGradient
 
 #: The label of a token that does not count.
 NO_LABEL = -1
@@ -89,6 +93,8 @@ class LossRegion:
         self.names: dict[Shape, str] = {}
         self.tilings: dict[tuple[int, int], dict[int, Tiling]] = {}  # by vocabulary and features; by tokens
         self.saves: dict[tuple[Shape, Tiling], bool] = {}
+        #: Tiles whose gradients stay in their buffers, while the backward programs run that give them.
+        self.held = HeldGradients()
 
     def losses(self, head: Head, *, keep: bool) -> tuple[Tensor, Tensor, Mass]:
         """Each token's loss and ``wrong``, [tokens], both 0 where it has no label; and what the backward pass needs.
@@ -122,7 +128,8 @@ class LossRegion:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of the hidden states, the weight and the bias, those that are wanted.
 
-        ``factor`` [tokens] is the loss's cotangent times ``wrong``.
+        ``factor`` [tokens] is the loss's cotangent times ``wrong``. That of a weight that the session holds stays there
+        if it can.
         """
         factor = factor.unsqueeze(1)
         ratio = factor / mass.total
@@ -132,19 +139,24 @@ class LossRegion:
             of_hidden.mul_(ratio).sub_(factor * head.weight[head.label_rows])
         if of_weight is None:
             return of_hidden, None, None
+        if isinstance(of_weight, TableGradient):
+            of_weight.add(head.label_rows, factor * states, alpha=-1)
+            self.session.held.add_table(head.weight, of_weight)
+            return of_hidden, None, None
         of_weight.index_add_(0, head.label_rows, factor * states, alpha=-1)
         features = head.hidden.shape[1]
         return of_hidden, of_weight[:, :features].contiguous() if weight else None, of_weight[:, -1] if bias else None
 
     def _products(
         self, head: Head, mass: Mass, cotangent: Tensor | None, hidden: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | TableGradient | None]:
         """``exp(logits - largest) @ weight`` and ``exp(logits - largest).T @ cotangent``, those that are wanted."""
         tiling = self._tiling(head)
         width = 0 if cotangent is None else cotangent.shape[1]
         call = self._backward(_shape(head, tiling), kept=bool(mass.kept), hidden=hidden, width=width)
         of_hidden = torch.zeros(tiling.padded, head.hidden.shape[1]) if hidden else None
-        of_weight = torch.empty(len(head.weight), width) if width else None
+        table = self._table(head, tiling, width)
+        of_weight = torch.empty(len(head.weight), width) if width and table is None else None
         for rows, tile, share, arguments in self._backward_arguments(head, tiling, mass, cotangent):
             results = call(arguments)
             if of_hidden is not None:
@@ -152,7 +164,31 @@ class LossRegion:
             if of_weight is not None:
                 part, own = of_weight[tile.span][tile.overlap :], results[-1][tile.overlap :]
                 part.copy_(own) if rows.start == 0 else part.add_(own)
-        return None if of_hidden is None else of_hidden[: tiling.tokens], of_weight
+        of_hidden = None if of_hidden is None else of_hidden[: tiling.tokens]
+        return of_hidden, of_weight if table is None else self._collected(table, tiling)
+
+    def _table(self, head: Head, tiling: Tiling, width: int) -> TableGradient | None:
+        """What collects the weight's gradient where the engine writes it; None if it is to be copied for autograd."""
+        views = self._views(head.weight, tiling)
+        self.held.release(views)
+        held = self.session.held
+        if width != head.hidden.shape[1] or not held.holds(head.weight):
+            return None
+        parts = [Part(view, tile.start, tile.overlap) for view, tile in zip(views, tiling.tiles, strict=True)]
+        held.tiles.set(head.weight, parts)
+        if not held.takes_table(head.weight) or tiling.padded > MOST * tiling.rows:
+            return None
+        for view in views:
+            self.held.hold(view)
+        return TableGradient(head.weight, [replace(part, pieces=[]) for part in parts])
+
+    def _collected(self, table: TableGradient, tiling: Tiling) -> TableGradient | Tensor:
+        """The table with what was held of its tiles; all NaN where cotangents that are no numbers gave no products."""
+        for part in table.parts:
+            part.pieces = self.held.take(part.weight)
+        if any(len(part.pieces) * tiling.rows < tiling.padded for part in table.parts):
+            return table.dense().fill_(math.nan)
+        return table
 
     def _tiling(self, head: Head) -> Tiling:
         sizes = len(head.weight), head.hidden.shape[1]
@@ -225,7 +261,9 @@ class LossRegion:
             name = f"{self._name(shape)} backward to {results}"
             function = backward(hidden=hidden, weight=bool(width), kept=kept)
             ports = shape.backward_ports(width, kept=kept)
-            self.programs[key] = compile_function(self.session, self.weights, name, function, ports)
+            call = self.programs[key] = compile_function(self.session, self.weights, name, function, ports)
+            if width and isinstance(call.run, Segment):
+                call.run.holding = OfArgument(self.held, list(ports).index("weight"), result=int(hidden))
         return self.programs[key]
 
     def _name(self, shape: Shape) -> str:
