@@ -84,8 +84,8 @@ def test_tokens_and_logits_of_each_family(name):
     assert anew.statistics(compiled).regions == 2
 
 
-def test_24_layers_take_two_programs_and_no_eager_layer(caplog, monkeypatch):
-    """20 tokens: each of 24 layers runs the prompt's program once and the one for single tokens 19 times."""
+def test_24_layers_take_three_programs_and_no_eager_layer(caplog, monkeypatch):
+    """20 tokens: each of 24 layers runs the prompt's program once and those for single tokens 19 times: lean but at first."""
     plain, compiled = build(seed=6, num_hidden_layers=24, initializer_range=0.1)
     for name in ("torch", "torch._dynamo"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # or caplog would not see them
@@ -93,7 +93,7 @@ def test_24_layers_take_two_programs_and_no_eager_layer(caplog, monkeypatch):
         warnings.simplefilter("error")
         assert same(plain, compiled, prompt(), max_new_tokens=20)
     counts = anew.statistics(compiled)
-    assert (counts.programs, counts.regions, counts.dispatches - counts.calibrations) == (2, 2, 24 * 20)
+    assert (counts.programs, counts.regions, counts.dispatches - counts.calibrations) == (3, 2, 24 * 20)
     assert not [record for record in caplog.records if record.name.startswith("torch")]
 
 
@@ -108,9 +108,9 @@ def test_ways_to_decode_share_programs():
     assert same(plain, compiled, prompt(5, seed=1))
     assert same(plain, compiled, ids[:1], num_beams=2)
     assert same(plain, compiled, ids[:1], do_sample=True, num_return_sequences=2)
-    assert anew.statistics(compiled).programs == 2
+    assert anew.statistics(compiled).programs == 4  # for a prompt and a token, each with its lean one
     assert same(plain, compiled, ids, num_beams=3, num_return_sequences=2, attention_mask=visible)
-    assert anew.statistics(compiled).programs == 4  # six rows instead of two
+    assert anew.statistics(compiled).programs == 7  # six rows instead of two: of one prompt
 
 
 def test_assisted_decoding_crops_the_cache():
@@ -124,7 +124,7 @@ def test_assisted_decoding_crops_the_cache():
 def test_a_cache_outgrows_its_bucket():
     plain, compiled = build(num_hidden_layers=1)
     assert same(plain, compiled, prompt(60, batch=1), max_new_tokens=8)
-    assert anew.statistics(compiled).programs == 3
+    assert anew.statistics(compiled).programs == 4  # the prompt, a token in each bucket, lean in the larger one
 
 
 def test_a_conversation_goes_on_from_its_cache():
@@ -138,7 +138,7 @@ def test_a_conversation_goes_on_from_its_cache():
             ids = torch.cat([answer.sequences, prompt(4, batch=1, seed=turn)], dim=1)
         conversations.append(ids)
     assert torch.equal(*conversations)
-    assert anew.statistics(compiled).programs == 3  # the first prompt, a token, a later prompt
+    assert anew.statistics(compiled).programs == 4  # the first prompt, a token and its lean one, a later prompt
 
 
 def test_generating_does_not_disturb_training():

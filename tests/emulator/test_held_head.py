@@ -103,7 +103,7 @@ def test_twenty_clipped_steps_are_those_of_torch_as_far_as_the_norm_is() -> None
     one, other = model(), model()
     theirs = train(one, torch.optim.AdamW(one.parameters(), lr=1e-3, fused=True), steps=20, clip=0.5)
     mine = train(other, EngineAdamW(other, other.parameters(), lr=1e-3), steps=20, clip=0.5)
-    assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], rel=1e-5)
+    assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], rel=1e-4)
 
 
 @pytest.mark.parametrize(("chunks", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 2)])

@@ -171,9 +171,11 @@ def test_backward_twice_gives_the_same_and_buffers_come_back(prices):
 
 @pytest.mark.parametrize("saves", [False, True])
 def test_the_estimate_counts_what_runs(prices, monkeypatch, saves):
-    """Of runs that measure; which products are plain in the others is an assumption."""
+    """Of runs that measure, without an optimizer of the engine's; what is plain in the others is an assumption."""
     prices(0.0 if saves else 1e-6)
     monkeypatch.setattr(capture, "INTERVAL", 1)
+    for name in ("holds_head", "writes_head"):
+        monkeypatch.setattr(capture, name, lambda *_: False)
     config = AutoConfig.for_model(**llama(dim=64, layers=1, heads=2, hidden=96, vocab=700, max_seq=64))
     device = CountingDevice(M4)
     session = Session(Options(device="null", chip="m4"), device)

@@ -4,9 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from anew.frontend.options import Options
-from anew.frontend.session import session_for
-
 pytestmark = pytest.mark.usefixtures("fresh")
 
 FEATURES = 768
@@ -26,17 +23,9 @@ def gradients(norm, x, cotangent, compile=lambda module: module):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-@pytest.mark.parametrize(
-    ("make", "trained", "means"),
-    [
-        (nn.RMSNorm, True, 0),
-        (Gemma, True, 0),
-        (nn.LayerNorm, True, 0),
-        (nn.RMSNorm, False, 1),
-        (nn.LayerNorm, False, 2),
-    ],
-)
-def test_gradients_of_norms(make, trained, means, scale):
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("make", [nn.RMSNorm, Gemma, nn.LayerNorm])
+def test_gradients_of_norms(make, trained, scale):
     generator = torch.Generator().manual_seed(0)
     norm = make(FEATURES, eps=1e-6).requires_grad_(trained)
     with torch.no_grad():
@@ -44,8 +33,6 @@ def test_gradients_of_norms(make, trained, means, scale):
     x, cotangent = (torch.randn(2, 16, FEATURES, generator=generator) for _ in range(2))
     cotangent += 0.5 * x  # the mean of its product with what was normed is not 0
     found = gradients(norm, x, cotangent, lambda m: torch.compile(m, backend="anew", options={"strict": True}))
-    plan = session_for(Options(strict=True)).plans[-1]
     norm.zero_grad()
     for a, b in zip(found, gradients(norm.double(), x.double(), cotangent.double()), strict=True):
         assert (a - b).norm() <= 2e-3 * b.norm()
-    assert plan.operations.get("reduce_mean", 0) == means

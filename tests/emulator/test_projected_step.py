@@ -102,7 +102,7 @@ def test_layers_beyond_the_second_and_the_true_vocabulary_are_counted_as_in_a_ru
 
 def test_a_head_is_counted_as_in_a_run_where_tokens_are_in_two_chunks_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, terms in ((16, 2), (8, 0)):
-        monkeypatch.setattr(tiling, "ELEMENTS", 512 * rows)
+        monkeypatch.setattr(tiling, "ELEMENTS", tiling.BLOCK * rows)
         counted = count_step(Setting(small(), 32, 1), "m4")
         assert same(counted.work, counted_in_a_run(small(), 32)[0])
         assert (counted.terms, counted.held) == (terms, 512 * 64 if terms else 0)

@@ -5,6 +5,7 @@ import torch
 
 from anew.device.ane.engine import REQUEST
 from anew.frontend.options import Options
+from anew.frontend.scales import FIRST, INTERVAL
 from anew.frontend.session import Session
 from tests.runtime.test_training import STEPS, losses
 
@@ -46,7 +47,7 @@ def test_a_training_step_runs_over_the_buffers_of_the_one_before(make_classes, o
     session = Session(Options(device="emulator", chip="m4", strict=True), open_ane(fake))
     fake.log_calls()
     made = []
-    losses(llama(layers=3), session, 5, lambda step: made.append(fake.calls.count(REQUEST)))
+    losses(llama(layers=3), session, FIRST + 8, lambda step: made.append(fake.calls.count(REQUEST)))
     assert made[-1] == made[-2] > 0  # weights are written in place, activations lease the same memory
 
 
@@ -56,7 +57,7 @@ def test_steps_do_not_grow(make_classes, open_ane, fresh, llama):
     session = Session(Options(device="emulator", chip="m4", strict=True), engine)
     counts = []
     net = llama(layers=1)
-    for _ in range(3):
-        losses(net, session, steps=10)
+    for _ in range(5):
+        losses(net, session, steps=INTERVAL)
         counts.append((fake.alive, engine.buffers.allocated_bytes, engine.statistics.programs))
-    assert counts[1] == counts[2]
+    assert counts[3] == counts[4]  # fewer by then: requests for buffers that come no more are gone

@@ -9,7 +9,6 @@ import torch
 from anew.chips import load_chip
 from anew.compiler.passes.common_subexpressions import common_subexpressions
 from anew.compiler.passes.eliminate_dead import eliminate_dead
-from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import scale_operands
@@ -129,25 +128,6 @@ def turns():
     return b.function([gradient, shown, turned(shown), b.op("matmul", "last", x=apart, y=keys, **MATMUL)])
 
 
-def means():
-    """The backward passes of two norms: one whose weight trains, and its mean is taken too; one whose does not."""
-    b = Builder()
-    grad, weight, normed = b.input("grad", (4, 6)), b.input("weight", (6,)), b.input("normed", (2, 2, 6))
-    rows = b.op("reshape", x=grad, shape=[2, 2, 6])
-
-    def sums(x):
-        ones = b.array(np.ones((1, 4)), "ones")
-        return b.op("matmul", x=ones, y=b.op("reshape", x=x, shape=[4, 6]), **MATMUL)
-
-    def mean(x):
-        return b.op("reduce_mean", x=x, axes=[-1], keep_dims=True)
-
-    scaled = b.op("mul", x=rows, y=weight)
-    trained = [sums(b.op("mul", x=rows, y=normed)), sums(rows), mean(b.op("mul", x=scaled, y=normed)), mean(scaled)]
-    frozen = mean(b.op("mul", x=b.op("mul", x=normed, y=weight), y=normed))
-    return b.function([*trained, frozen])
-
-
 def rotated():
     """Sums of products times numbers: a power of two, another number, of a sum that is a result, of a large factor."""
     b = Builder()
@@ -163,7 +143,6 @@ def rotated():
 PASSES = {
     "common_subexpressions": (repeated, common_subexpressions),
     "eliminate_dead": (dead, eliminate_dead),
-    "means_as_products": (means, lambda f: eliminate_dead(means_as_products(f))),
     "merge_pads": (pads, merge_pads),
     "numbers_on_factors": (rotated, numbers_on_factors),
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
@@ -197,7 +176,7 @@ def test_common_subexpressions_counts():
     assert [kinds.count(k) for k in ("exp", "add", "mul", "sub")] == [1, 1, 3, 2]
 
 
-@pytest.mark.parametrize("change", [means_as_products, numbers_on_factors, turn_products])
+@pytest.mark.parametrize("change", [numbers_on_factors, turn_products])
 def test_operations_on_constants_alone_stay(change):
     b = Builder()
     x, constant = b.input("x", (2, 4)), b.array(np.arange(8.0).reshape(2, 4), "c")
@@ -210,12 +189,6 @@ def test_operations_on_constants_alone_stay(change):
     function = b.function([b.op("add", x=x, y=half), b.op("mul", x=b.op("mul", x=x, y=mean), y=0.5)])
     for before, after in zip(run(function), run(change(function)), strict=True):
         assert torch.equal(before, after)
-
-
-def test_a_mean_as_a_product_is_that_mean():
-    make, change = PASSES["means_as_products"]
-    for before, after in zip(run(make()), run(change(make())), strict=True):
-        torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from anew.compiler.gains import gains, log_gains
 from anew.compiler.lowering import TABLE, Lowering, NotLowered, shape_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.common_subexpressions import common_subexpressions
-from anew.compiler.passes.means_as_products import means_as_products
 from anew.compiler.passes.merge_pads import merge_pads
 from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
@@ -268,7 +267,7 @@ def _is_of_product(node: Node) -> bool:
 
 
 def _simplified(function: Function) -> Function:
-    function = numbers_on_factors(means_as_products(turn_products(sink_reshapes(function))))
+    function = numbers_on_factors(turn_products(sink_reshapes(function)))
     return merge_pads(common_subexpressions(function))
 
 
