@@ -36,6 +36,7 @@ def steps() -> dict[str, tuple[str, Setting]]:
     for chip in ("m4", "m5"):
         found[f"smollm2_full_{chip}"] = chip, Setting(smol, TOKENS, 1)
         found[f"smollm2_lora_{chip}"] = chip, Setting(smol, TOKENS, 1, RANK, 16)
+        found[f"smollm2_lora_inputs_{chip}"] = chip, Setting(smol, TOKENS, 1, RANK)
     return found
 
 
@@ -94,7 +95,8 @@ def _row(key: str, figures: dict[str, Any]) -> list[str]:
     def quote(name: str, form: str) -> str:
         return f'[{figures[name]:{form}}](evidence/estimate.json "steps.{key}.{name}")'
 
-    what = f"LoRA, rank {figures['lora']}, base of {figures['base_bits']} bits" if figures["lora"] else "all weights"
+    base = f"base of {figures['base_bits']} bits" if figures["base_bits"] else "base as inputs"
+    what = f"LoRA, rank {figures['lora']}, {base}" if figures["lora"] else "all weights"
     columns = (("ms", ".0f"), ("tokens_per_second", ".0f"), ("tokens_per_joule", ".0f"), ("over_bound", ".2f"))
     numbers = [quote(name, form) for name, form in columns]
     return [key.partition("_")[0], figures["chip"], what, str(figures["batch_size"]), *numbers]

@@ -5,7 +5,7 @@ Amounts add: the work of two programs is the sum of theirs, so that a step's tim
 
 from __future__ import annotations
 
-import dataclasses
+import operator
 from dataclasses import dataclass
 
 #: Bytes of one operand that stay on the engine; beyond it a matmul reads from memory again. Sources disagree on the
@@ -50,11 +50,11 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """Return the work of both."""
-        return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Work(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, times: float) -> Work:
         """Return this work done ``times`` times."""
-        return Work(*(times * amount for amount in dataclasses.astuple(self)))
+        return Work(*(times * amount for amount in vars(self).values()))
 
 
 def streamed(size: float, of: float | None = None) -> Work:
