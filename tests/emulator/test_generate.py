@@ -85,7 +85,7 @@ def test_tokens_and_logits_of_each_family(name):
 
 
 def test_24_layers_take_three_programs_and_no_eager_layer(caplog, monkeypatch):
-    """20 tokens: each of 24 layers runs the prompt's program once and those for single tokens 19 times: lean but at first."""
+    """20 tokens: each of 24 layers runs the prompt's program once, and the two for single tokens 19 times."""
     plain, compiled = build(seed=6, num_hidden_layers=24, initializer_range=0.1)
     for name in ("torch", "torch._dynamo"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # or caplog would not see them
