@@ -1,8 +1,8 @@
 """The changes that made a training step cheaper, and by how much each: projected at the same prices, from the history.
 
-Every commit since :data:`BASE` that touches what runs in a step is laid out with today's projection and estimate over
-it, and its programs are compiled and counted. Its gain is over its own parent, so that branches may have grown side by
-side. What was counted is kept, so that a run that was interrupted goes on.
+Every commit of the main line since :data:`BASE` that touches what runs in a step is laid out with today's prices over
+it; its own estimate compiles and counts its programs. Its gain is over its parent there. What was counted is kept, so
+that a run that was interrupted goes on. Changes before the base stay as they were recorded.
 """
 
 from __future__ import annotations
@@ -24,57 +24,19 @@ from typing import Any
 from evidence import record
 from evidence.record import ROOT
 
-#: Before the first of the changes.
-BASE = "e08f21f"
-#: What runs in a step; and what counts and prices it, which is today's for every commit: the model's compilation tells
-#: the estimate's optimizer of the estimate's session.
-RUNS = ("compiler", "frontend", "device", "plan", "optim")
-PRICES = ("projection", "estimate", "frontend/model.py")
-#: What a tree lacks that today's estimate asks for: a file that is absent, and what is written behind another for it.
-#: Without an optimizer of its own no gradient is held, without shares no head's; without its embedding, an embedding's
-#: gradient is dense.
-LACKING = (
-    (
-        "optim/adam.py",
-        "optim/adam.py",
-        """
-class EngineAdamW:
-    def __init__(self, model, params, overlap):
-        self.zero_grad = model.zero_grad
-""",
-    ),
-    ("optim/adam.py", "frontend/staleness.py", "mark = None  # of weights that an optimizer wrote: there are none"),
-    (
-        "optim/adam.py",
-        "frontend/session.py",
-        """
-class _NothingHeld:
-    def holds(self, parameter):
-        return False
-
-    def take(self, parameter):
-        return []
-
-
-Session.held = _NothingHeld()
-""",
-    ),
-    ("optim/shares.py", "optim/shares.py", "def holds_head(*_):\n    return False\n\n\nwrites_head = holds_head\n"),
-    (
-        "optim/embedding.py",
-        "estimate/host.py",
-        """
-def at_ends(config, counted):
-    return dense_at_ends(config)
-""",
-    ),
-)
+#: Before the first of the changes that are counted.
+BASE = "64e5484"
+#: What runs in a step and counts it; and what prices it, which is today's for every commit.
+RUNS = ("compiler", "frontend", "device", "plan", "optim", "estimate")
+PRICES = ("projection",)
+#: Commits whose own estimate did not see what they changed, by the one whose estimate is the first to.
+SEEN_BY = {"e29c553": "Between calls that measure a layer runs a program without maxima, with scales only where needed"}
 #: Where what was counted is kept: the milliseconds, or why there are none, by a digest of what they come from.
 KEPT = ROOT / "runs" / "chain"
 #: Milliseconds below which a change of a step is not listed.
 SEEN = 0.05
 #: What a subject may begin with that says nothing of the change.
-PREFIX = re.compile(r"^\w+ slice \d+: ")
+PREFIX = re.compile(r"^(\w+ slice \d+|Merge branch '\w+'): ")
 #: Run over each commit's programs.
 CODE = """
 import json
@@ -95,12 +57,12 @@ def git(*words: str) -> str:
 def changes() -> list[tuple[str, str, str]]:
     """Return commit, parent and subject of every change since the base that alters the projection, oldest first."""
     paths = [f"src/anew/{name}" for name in RUNS]
-    lines = git("log", "--reverse", "--no-merges", "--format=%h %p%x09%s", f"{BASE}..HEAD", "--", *paths)
+    lines = git("log", "--reverse", "--first-parent", "--format=%h %p%x09%s", f"{BASE}..HEAD", "--", *paths)
     found = []
     for line in lines.splitlines():
         commits, _, subject = line.partition("\t")
-        commit, parent = commits.split()
-        title = PREFIX.sub("", subject)
+        commit, parent, *_ = commits.split()
+        title = SEEN_BY.get(commit, PREFIX.sub("", subject))
         found.append((commit, parent, title[:1].upper() + title[1:]))
     return found
 
@@ -108,7 +70,7 @@ def changes() -> list[tuple[str, str, str]]:
 def projected(commit: str) -> dict[str, Any]:
     """Return the milliseconds of a step of stories110m with the programs of a commit, by batch.
 
-    Where today's estimate cannot count them there is a ``reason`` instead.
+    Where its estimate cannot count them at today's prices there is a ``reason`` instead.
     """
     kept = KEPT / f"{_digest(commit)}.json"
     if not kept.exists():
@@ -128,8 +90,7 @@ def _digest(commit: str) -> str:
 
 @functools.cache
 def _prices() -> str:
-    places = [ROOT / "src" / "anew" / name for name in PRICES]
-    files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place]) if f.is_file()]
+    files = [f for name in PRICES for f in sorted((ROOT / "src" / "anew" / name).rglob("*")) if f.is_file()]
     digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in (*files, Path(__file__)) if f.suffix != ".pyc"]
     return "".join(digests)
 
@@ -147,22 +108,14 @@ def _count(commit: str) -> dict[str, Any]:
 
 
 def lay_out(commit: str, folder: Path) -> None:
-    """Write the sources of a commit, with today's prices over them, and what they lack for these."""
+    """Write the sources of a commit, with today's prices over them."""
     archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
-    here, there = ROOT / "src" / "anew", folder / "src" / "anew"
-    lacking = [(target, text) for file, target, text in LACKING if not (there / file).exists()]
     for name in PRICES:
-        if (here / name).is_dir():
-            shutil.rmtree(there / name, ignore_errors=True)
-            shutil.copytree(here / name, there / name)
-        else:
-            shutil.copy(here / name, there / name)
-    for target, text in lacking:
-        (there / target).parent.mkdir(exist_ok=True)
-        with (there / target).open("a") as file:
-            file.write(f"\n\n{text.strip()}\n")
+        there = folder / "src" / "anew" / name
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(ROOT / "src" / "anew" / name, there)
 
 
 def main() -> None:
@@ -173,6 +126,7 @@ def main() -> None:
         ms[commit] = projected(commit)
         print(commit, ms[commit], flush=True)
     kept, uncounted = gains(listed, ms)
+    kept = record.read("chain")["changes"] | kept
     first = ms[listed[0][1]] if listed else {}
     record.write("chain", {"changes": kept, "uncounted": uncounted, "first": first, "last": ms[last]})
     record.write_table("estimate.md", "chain", [_row(c, f) for c, f in kept.items()])

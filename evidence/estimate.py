@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from anew.estimate.capture import Setting
+from anew.estimate.capture import Setting, gains_of
 from anew.estimate.host import ADAMW, host_bandwidth
 from anew.estimate.step import estimate
 from anew.projection import Work, chip_names, from_memory, read_rates
@@ -43,7 +43,7 @@ def steps() -> dict[str, tuple[str, Setting]]:
 def main() -> None:
     """Project every step, write the record and the table of docs/estimate.md."""
     found = {key: estimate(setting, chip).as_dict() for key, (chip, setting) in steps().items()}
-    optimizer = optimizer_on_engine()
+    optimizer, chosen = optimizer_on_engine(), {chip: choices(chip) for chip in CHOOSERS}
     batches = found["stories110m_batch_1"], found["stories110m_batch_8"]
     record.write(
         "estimate",
@@ -52,10 +52,35 @@ def main() -> None:
             "over_replayed": over_replayed(batches[0]),
             "batch_8_over_1": batches[1]["tokens_per_second"] / batches[0]["tokens_per_second"],
             "optimizer_on_engine": optimizer,
+            "choices": chosen,
         },
     )
+    record.write_table("estimate.md", "choices", [_choice_row(chip, what) for chip, what in chosen.items()])
     record.write_table("estimate.md", "optimizer", [_optimizer_row(chip, ns) for chip, ns in optimizer.items()])
     record.write_table("estimate.md", "steps", [_row(key, figures) for key, figures in found.items()])
+
+
+#: Chips whose choices are shown, and what these are recorded as.
+CHOOSERS = "m1", "m4", "m5"
+CHOICES = {
+    "blocks": "causal attention's queries",
+    "again": "values computed again",
+    "exponentials": "exponentials saved",
+}
+
+
+def choices(chip: str) -> dict[str, float]:
+    """Milliseconds that choices by a chip's prices take off a step of stories110m of eight rows, as they project it."""
+    setting = Setting(AutoConfig.for_model(**PRESETS["stories110m"].model), TOKENS, 8)
+    found = dict.fromkeys(CHOICES, 0.0)
+    for gain, times in gains_of(setting, chip):
+        (key,) = (key for key, words in CHOICES.items() if words in gain.change)
+        found[key] += times * (gain.milliseconds or 0.0)
+    return found
+
+
+def _choice_row(chip: str, figures: dict[str, float]) -> list[str]:
+    return [chip, *(f'[{ms:.1f}](evidence/estimate.json "choices.{chip}.{key}")' for key, ms in figures.items())]
 
 
 #: Passes of AdamW on the engine over each number of a parameter in two fp16 terms: three for the first moment, four for

@@ -106,9 +106,17 @@ def test_golden_text_of_the_forward(split):
     assert session().plans[0].text == (GOLDEN / "attention_blocks.mil").read_text()
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast"])
-@pytest.mark.parametrize("count", [2, 4, 8])
-@pytest.mark.parametrize("name", ["causal", "grouped", "checkpointed", "large"])
+@pytest.mark.parametrize(
+    ("name", "count", "numerics"),
+    [
+        ("causal", 8, "exact"),
+        ("causal", 4, "fast"),
+        ("grouped", 4, "exact"),
+        ("checkpointed", 2, "fast"),
+        ("large", 2, "exact"),
+        ("large", 8, "fast"),
+    ],
+)
 def test_values_are_those_of_one_block_to_the_bit_and_gradients_as_exact(name, count, numerics, split, fresh):
     function = {"causal": causal, "grouped": grouped, "checkpointed": checkpointed, "large": causal}[name]
     inputs = qkv(16, groups=2 if name == "grouped" else HEADS, scale=8.0 if name == "large" else 1.0)

@@ -72,9 +72,9 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(x, wanted[name]) for name, x in other.state_dict().items())
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["at once", "beside"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("tied", "accumulate", "overlap"), [(True, 1, False), (False, 2, False), (True, 2, True), (False, 1, True)]
+)
 @pytest.mark.parametrize(
     ("vocabulary", "elements", "held"),
     [(300, 2**24, True), (512, 2**24, True), (302, 256 * TOKENS // 2, True), (304, 256 * TOKENS // 4, False)],

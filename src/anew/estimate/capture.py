@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from anew.chips import load_chip
+from anew.compiler.gains import Gain
 from anew.device.base import LoadedProgram
 from anew.errors import UserError
 from anew.estimate.counting import CountingDevice, CountingProgram
@@ -148,6 +149,17 @@ def count_step(setting: Setting, chip: str) -> Counted:
         two = _Small(setting, chip, trained=1).count()
         total += (two + one * -1.0) * (layers - trained)
     return replace(total, programs=two.programs + LOSS_PROGRAMS)
+
+
+def gains_of(setting: Setting, chip: str) -> list[tuple[Gain, int]]:
+    """What choices by a chip's prices take off a step's programs, and how many times a step runs each."""
+    small = _Small(setting, chip)
+    small.count()
+    layers = [(gain, setting.trained_layers) for gain in small.session.gains if " loss" not in gain.program]
+    config, of = setting.config, load_chip(chip)
+    tiling = tiling_for(setting.tokens, config.vocab_size, config.hidden_size, of)
+    head = gain_of_saving("loss", shape_of(tiling, config.hidden_size, bias=False), tiling, of)
+    return [*layers, *([(head, len(tiling.tiles) * len(list(tiling.chunks())))] if head else [])]
 
 
 class _Small:

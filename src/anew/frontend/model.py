@@ -42,7 +42,8 @@ def compile(
     """Compile the repeated layers of a model for the engine, in place, and return the model.
 
     The members of the outermost lists of layers (:func:`anew.frontend.layers.repeated_layers`) become regions. Layers
-    whose graphs are equal share programs: a forward and a backward one for each input shape, and one more to evaluate.
+    whose graphs are equal share programs: a forward and a backward one for each input shape, and one more to evaluate;
+    of each there is a lean one as well from the fourth call on (:mod:`anew.frontend.segment`).
     Layers that differ in configuration (windows of attention, say) have their own, and so has the first layer over a
     frozen embedding, whose input needs no gradient. Head and loss of a causal language model of transformers called
     with ``labels`` become the loss region, if a check on the first batch finds the cross-entropy of the next token;

@@ -96,7 +96,7 @@ class Region:
 
     def _partition(self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         self.results = num_fwd_outputs
-        shorten_sums(joint)
+        shorten_sums(joint, self.session.device.chip.name)
         forward, backward = partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
         self._log(recompute(forward, backward, num_fwd_outputs, self.name, self.session.device.chip))
         return forward, backward

@@ -18,13 +18,16 @@ import torch
 from torch.fx import GraphModule, Node
 
 from anew.compiler.compile import depends_on
+from anew.compiler.gains import rates_of
 from anew.frontend.partition import is_view
+from anew.projection import Work, from_memory
+from anew.projection.work import FP16_BYTES
 
 aten = torch.ops.aten
 
 _SOFTMAX_BACKWARD = aten._softmax_backward_data.default
 _TURNS = (aten.transpose.int, aten.permute.default)
-#: Passes over an element that cost an M4 what saving it for the backward pass does, which is writing and reading it.
+#: Where nobody measured a chip: passes over an element that cost what saving it for the backward pass does.
 SAVED = 5
 
 
@@ -44,9 +47,9 @@ class _Mixed:
     steps: list[Step]
 
 
-def shorten_sums(joint: GraphModule) -> None:
-    """Rewrite softmax's gradients in a joint graph, where it takes fewer passes over elements."""
-    graph = joint.graph
+def shorten_sums(joint: GraphModule, chip: str) -> None:
+    """Rewrite softmax's gradients in a joint graph, where that is cheaper on the chip."""
+    graph, saving = joint.graph, _saving(chip)
     tangents = {n.name for n in graph.find_nodes(op="placeholder") if n.name.startswith("tangents")}
     backward = depends_on(graph, tangents)
     found: dict[Node, list[tuple[Node, _Mixed]]] = defaultdict(list)  # blocks of attention are mixed to one tensor
@@ -55,15 +58,21 @@ def shorten_sums(joint: GraphModule) -> None:
         if mixed is not None:
             found[mixed.out].append((node, mixed))
     for out, gradients in found.items():
-        if _pays([node for node, _ in gradients], out, backward):
+        if _pays([node for node, _ in gradients], out, backward, saving):
             for node, mixed in gradients:
                 _rewrite(node, mixed)
 
 
-def _pays(gradients: list[Node], out: Node, backward: set[str]) -> bool:
+def _saving(chip: str) -> float:
+    """Passes over an element that cost what writing it to memory and reading it again does."""
+    rates = rates_of(chip)
+    return SAVED if rates is None else rates.time(from_memory(2 * FP16_BYTES)) / rates.time(Work(elementwise=1))
+
+
+def _pays(gradients: list[Node], out: Node, backward: set[str], saving: float) -> bool:
     """A multiplication and a sum are spared of keys and done of features, which may have to be saved for it."""
     keys, features = sum(math.prod(_shape(n)) for n in gradients), math.prod(_shape(out))
-    return 2 * (keys - features) > (0 if _is_saved(out, backward) else SAVED * features)
+    return 2 * (keys - features) > (0 if _is_saved(out, backward) else saving * features)
 
 
 def _is_saved(node: Node, backward: set[str]) -> bool:
