@@ -239,7 +239,7 @@ def _check_transposes(function: Function, name: str, chip: Chip) -> None:
     for op in function.ops:
         if op.kind == "transpose":
             for violation in refused(check_op(op, chip, producers.get)):
-                raise NotLowered(f"{name}: {violation}")
+                raise NotLowered(f"'{name}': {violation}")
 
 
 def _turns(node: Node) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import starmap
 
@@ -79,17 +79,17 @@ class Surface:
 
     def lock(self) -> None:
         """Give the memory to the processor."""
-        self._pass("IOSurfaceLock", self._lock, locked=True)
+        if not self.locked:
+            if code := self._lock(self.handle, 0, None):
+                raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", code)
+            self.locked = True
 
     def unlock(self) -> None:
         """Give the memory to the engine."""
-        self._pass("IOSurfaceUnlock", self._unlock, locked=False)
-
-    def _pass(self, name: str, call: Callable[..., int], *, locked: bool) -> None:
-        if self.locked != locked:
-            if code := call(self.handle, 0, None):
-                raise FrameworkError("execute", name, "IOSurface", code)
-            self.locked = locked
+        if self.locked:
+            if code := self._unlock(self.handle, 0, None):
+                raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", code)
+            self.locked = False
 
     def memory(self, nbytes: int) -> np.ndarray:
         """The first bytes as an array that keeps the surface alive."""
@@ -108,20 +108,21 @@ class SurfaceSet:
 
     def unlock(self) -> None:
         """Give all memory to the engine; raises FrameworkError."""
-        self._pass(self.functions.unlocks, Surface.unlock, locked=False)
+        if not self.functions.all_locked:
+            for surface in self.surfaces:
+                surface.unlock()
+        elif any(codes := list(starmap(self.functions.unlocks, self._arguments))):
+            self._note(codes, locked=False)
+            raise FrameworkError("execute", "IOSurfaceUnlock", "IOSurface", next(filter(None, codes)))
 
     def lock(self) -> None:
         """Give all memory to the processor; raises FrameworkError."""
-        self._pass(self.functions.locks, Surface.lock, locked=True)
-
-    def _pass(self, together: Callable[..., int], singly: Callable[[Surface], None], *, locked: bool) -> None:
         if not self.functions.all_locked:
             for surface in self.surfaces:
-                singly(surface)
-        elif any(codes := list(starmap(together, self._arguments))):
-            self._note(codes, locked=locked)
-            call = "IOSurfaceLock" if locked else "IOSurfaceUnlock"
-            raise FrameworkError("execute", call, "IOSurface", next(filter(None, codes)))
+                surface.lock()
+        elif any(codes := list(starmap(self.functions.locks, self._arguments))):
+            self._note(codes, locked=True)
+            raise FrameworkError("execute", "IOSurfaceLock", "IOSurface", next(filter(None, codes)))
 
     def _note(self, codes: list[int], *, locked: bool) -> None:
         """One failed: from now on each surface is looked at before it is locked or unlocked."""
