@@ -5,7 +5,11 @@ import pytest
 from evidence.gradients import CASES, measure
 
 
-@pytest.mark.parametrize("case", CASES)
+#: Left to `python -m evidence gradients`.
+EVIDENCE = {"trained_lean", "rms100_lean"}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in EVIDENCE])
 def test_every_gradient_is_within_two_percent(case: str) -> None:
     found = CASES[case]()
     assert found.worst_cosine >= 0.9995, found
