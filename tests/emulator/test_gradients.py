@@ -4,7 +4,6 @@ import pytest
 
 from evidence.gradients import CASES, measure
 
-
 #: Left to `python -m evidence gradients`.
 EVIDENCE = {"trained_lean", "rms100_lean"}
 
