@@ -16,6 +16,7 @@ from anew.errors import UserError
 from anew.frontend.model import session_of
 from anew.optim import EngineAdam, EngineAdamW, clip_norm, settle
 from anew.train import snapshot
+from tests.emulator.training import assert_buffers_return
 
 #: PyTorch adds the squares of a norm in float32, and here they are added in float64.
 NORM = 2e-6
@@ -110,13 +111,7 @@ def test_a_loop_of_the_users_own_gets_ordinary_gradients() -> None:
 
 
 def test_buffers_go_back_to_the_pool_after_the_step() -> None:
-    net = model()
-    optimizer = EngineAdamW(net, net.parameters())
-    train(net, optimizer, steps=2)
-    buffers = session_of(net).device.buffers
-    before = buffers.allocated_bytes
-    train(net, optimizer, steps=3, first=2)
-    assert buffers.allocated_bytes == before
+    assert_buffers_return(model(), train)
 
 
 def test_weights_are_not_converted_again_after_a_step() -> None:

@@ -15,6 +15,7 @@ from anew.frontend.model import session_of
 from anew.frontend.staleness import StaleWarning
 from anew.frontend.weight_store import UploadedWeight, WeightStore
 from anew.optim import EngineAdamW, clip_norm, settle
+from tests.emulator.training import assert_buffers_return
 
 #: A norm is given in float32.
 NORM = 1e-6
@@ -209,10 +210,4 @@ def test_a_gradient_that_is_no_number_shows_in_the_norm_and_zeroing_forgets_it()
 
 
 def test_buffers_go_back_to_the_pool_after_the_step() -> None:
-    net = model()
-    optimizer = EngineAdamW(net, net.parameters())
-    train(net, optimizer, steps=2)
-    buffers = session_of(net).device.buffers
-    before = buffers.allocated_bytes
-    train(net, optimizer, steps=3, first=2)
-    assert buffers.allocated_bytes == before
+    assert_buffers_return(model(), train)

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import anew
+from anew.frontend.model import session_of
+from anew.optim import EngineAdamW
 
 TOKENS = torch.randint(0, 64, (2, 13), generator=torch.Generator().manual_seed(7))
 
@@ -35,3 +37,13 @@ def reference(net, tokens=TOKENS):
 
 def compiled(net, **options):
     return anew.compile(net, device="emulator", **({"strict": True} | options))
+
+
+def assert_buffers_return(net, train):
+    """Some steps of ``train(net, optimizer, steps, first)`` lease no more than the steps before."""
+    optimizer = EngineAdamW(net, net.parameters())
+    train(net, optimizer, steps=2)
+    buffers = session_of(net).device.buffers
+    before = buffers.allocated_bytes
+    train(net, optimizer, steps=3, first=2)
+    assert buffers.allocated_bytes == before

@@ -148,6 +148,7 @@ PASSES = {
     "sink_reshapes": (layers, lambda f: eliminate_dead(sink_reshapes(f))),
     "turn_products": (turns, turn_products),
     "scale_operands_beside_numbers": (numbers, lambda f: scale_operands(f, set(), [0, 1]).function),
+    "scale_operands_lean": (products, lambda f: scale_operands(f, {"weight"}, [0, 1], frozenset({0})).function),
     "scale_operands": (products, lambda f: scale_operands(f, {"weight"}, [0, 1]).function),
 }
 

@@ -23,20 +23,9 @@ from anew.compiler.passes.numbers_on_factors import numbers_on_factors
 from anew.compiler.passes.scale_operands import Scaled, scale_operands
 from anew.compiler.passes.sink_reshapes import sink_reshapes
 from anew.compiler.passes.turn_products import turn_products
+from anew.compiler.transposes import is_left_to_product
 from anew.mil import Function, MilError, Program, Value, lookup, print_program, rule_operands
 from anew.plan import UNKNOWN, InputPort, OutputPort, Plan
-
-aten = torch.ops.aten
-
-#: Products of matrices in ATen.
-PRODUCTS = (aten.mm.default, aten.bmm.default)
-
-
-def compile_graph(
-    module: GraphModule, name: str, chip: Chip, kinds: Mapping[str, str], saved: Mapping[int, bool]
-) -> Plan:
-    """Compile a graph of ATen operations into the plan that measures; see :func:`lower_graph`."""
-    return lower_graph(module, name, chip, kinds, saved).plan()
 
 
 def lower_graph(
@@ -149,7 +138,7 @@ class Lowered:
 def why_not(node: Node, chip: Chip) -> str | None:
     """Return the rule that keeps one node off the engine, or None when it lowers."""
     try:
-        lower_part([node], [], chip)
+        _lower_apart([node], Lowering(chip))
     except (NotLowered, MilError) as error:
         return str(error)
     return None
@@ -161,12 +150,17 @@ def lower_part(nodes: Sequence[Node], results: Sequence[Node], chip: Chip) -> Fu
     Raises NotLowered or MilError when a node cannot run on the engine.
     """
     low = Lowering(chip)
+    values = _lower_apart(nodes, low)
+    outputs = [v for n in results for v in _tensors(values[n])]
+    return common_subexpressions(low.builder.function(outputs))
+
+
+def _lower_apart(nodes: Sequence[Node], low: Lowering) -> dict[Node, Any]:
     given = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in nodes)
     values: dict[Node, Any] = {n: _port(low, n) if number_of(n) is None else number_of(n) for n in given}
     for node in nodes:
         values[node] = _lower(node, low, values)
-    outputs = [v for n in results for v in _tensors(values[n])]
-    return common_subexpressions(low.builder.function(outputs))
+    return values
 
 
 def _lower_nodes(graph: Graph, low: Lowering) -> dict[Node, Any]:
@@ -221,16 +215,11 @@ def _lower(node: Node, low: Lowering, values: Mapping[Node, Any]) -> Any:
     except MilError as error:
         raise NotLowered(f"'{node.target}': {error}") from error
     for op in low.builder.ops[before:]:
-        if op.kind == "transpose" and _is_left_to_product(node):
+        if op.kind == "transpose" and is_left_to_product(node):
             continue
         for violation in refused(check_op(op, low.chip, low.builder.producer)):
             raise NotLowered(f"'{node.target}': {violation}")
     return result
-
-
-def _is_left_to_product(node: Node) -> bool:
-    """Whether matrices are transposed that only products read, or that a product gives: a flag of it does that."""
-    return _turns(node) and (_meets_products(node) or _is_of_product(node))
 
 
 def _check_transposes(function: Function, name: str, chip: Chip) -> None:
@@ -240,30 +229,6 @@ def _check_transposes(function: Function, name: str, chip: Chip) -> None:
         if op.kind == "transpose":
             for violation in refused(check_op(op, chip, producers.get)):
                 raise NotLowered(f"'{name}': {violation}")
-
-
-def _turns(node: Node) -> bool:
-    """Whether a node transposes the last two axes."""
-    if node.target is aten.t.default:
-        return len(shape_of(node)) == 2
-    if node.target is not aten.transpose.int:
-        return False
-    rank = len(shape_of(node))
-    return {int(axis) % rank for axis in node.args[1:]} == {rank - 2, rank - 1}  # type: ignore[arg-type]
-
-
-def _meets_products(node: Node) -> bool:
-    return bool(node.users) and all(
-        user.target in PRODUCTS
-        or (user.target is aten.addmm.default and user.args[0] is not node)
-        or (_turns(user) and _meets_products(user))
-        for user in node.users
-    )
-
-
-def _is_of_product(node: Node) -> bool:
-    source = node.all_input_nodes[0]
-    return len(source.users) == 1 and (source.target in PRODUCTS or (_turns(source) and _is_of_product(source)))
 
 
 def _simplified(function: Function) -> Function:

@@ -69,20 +69,6 @@ def _load(buffer: np.ndarray, factor: np.float32, out: np.ndarray) -> np.int32:
     return largest
 
 
-@kernel
-def _load_rows(
-    buffer: np.ndarray, rows: np.ndarray, factor: np.float32, add: bool, out: np.ndarray, squares: np.ndarray
-) -> None:
-    for i in prange(len(rows)):
-        source, target = buffer[rows[i]], out[i]
-        total = np.float64(0.0)
-        for j in range(target.size):
-            x = float_of_half(source[j]) * factor
-            total += np.float64(x) * np.float64(x)
-            target[j] = target[j] + x if add else x
-        squares[i] = total
-
-
 @numba.njit(fastmath={"reassoc", "nsz"}, **COMPILED)
 def _measure_row(row: np.ndarray, width: int) -> tuple[np.int32, float]:
     """Largest magnitude, as bits, and sum of squares, which vector registers add in an order of their own."""
@@ -121,16 +107,6 @@ def load(buffer: Tensor, exponent: int) -> tuple[Tensor, float]:
     rows = as_rows(buffer)
     out = torch.empty(buffer.shape)
     return out, float_of_largest(_load(rows, np.float32(2.0**exponent), out.view(len(rows), -1).numpy()))
-
-
-def load_rows(buffer: Tensor, rows: Tensor, exponent: int, out: Tensor, *, add: bool) -> float:
-    """Write ``buffer[rows] * 2**exponent`` of a leased fp16 matrix to ``out``, float32, or add it to what is there.
-
-    Returns the sum of the squares of what was read, in float64.
-    """
-    squares = np.empty(len(rows))
-    _load_rows(as_rows(buffer), rows.numpy(), np.float32(2.0**exponent), add, out.numpy(), squares)
-    return float(squares.sum())
 
 
 def measure(buffer: Tensor) -> tuple[float, float]:

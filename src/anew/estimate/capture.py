@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from anew.chips import load_chip
+from anew.chips import Chip, load_chip
 from anew.compiler.gains import Gain
 from anew.device.base import LoadedProgram
 from anew.errors import UserError
@@ -26,7 +26,7 @@ from anew.estimate.typical import TypicalScales
 from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
-from anew.frontend.loss.programs import Ports, backward, compile_function, forward
+from anew.frontend.loss.programs import Ports, Shape, backward, compile_function, forward
 from anew.frontend.loss.region import shape_of
 from anew.frontend.loss.tiling import Tiling
 from anew.frontend.model import compile_in
@@ -131,6 +131,9 @@ class Counted:
         return list(vars(self).values())
 
 
+Amount = TypeVar("Amount", Counted, Work)
+
+
 def count_step(setting: Setting, chip: str) -> Counted:
     """Return the amounts of one training step.
 
@@ -156,10 +159,16 @@ def gains_of(setting: Setting, chip: str) -> list[tuple[Gain, int]]:
     small = _Small(setting, chip)
     small.count()
     layers = [(gain, setting.trained_layers) for gain in small.session.gains if " loss" not in gain.program]
-    config, of = setting.config, load_chip(chip)
-    tiling = tiling_for(setting.tokens, config.vocab_size, config.hidden_size, of)
-    head = gain_of_saving("loss", shape_of(tiling, config.hidden_size, bias=False), tiling, of)
-    return [*layers, *([(head, len(tiling.tiles) * len(list(tiling.chunks())))] if head else [])]
+    tiling, _, head = _loss(setting, load_chip(chip))
+    return [*layers, *([(head, tiling.runs)] if head else [])]
+
+
+def _loss(setting: Setting, chip: Chip) -> tuple[Tiling, Shape, Gain | None]:
+    """How the loss is cut, a tile's shape, and what a run spares if exponentials are saved; None if they are not."""
+    features = setting.config.hidden_size
+    tiling = tiling_for(setting.tokens, setting.config.vocab_size, features, chip)
+    shape = shape_of(tiling, features, bias=False)
+    return tiling, shape, gain_of_saving("loss", shape, tiling, chip)
 
 
 class _Small:
@@ -192,8 +201,8 @@ class _Small:
             self.scales.measures = True
             self._clear()
             self._step()
-            lean, measured = self._count(measures=False), self._count(measures=True)
-        return lean * (1.0 - 1.0 / INTERVAL) + measured * (1.0 / INTERVAL)
+            lean = self._count(measures=False)
+            return _mean(self._count(measures=True), lean)
 
     def _clear(self) -> None:
         self.optimizer.zero_grad()
@@ -316,17 +325,15 @@ def _head(setting: Setting, chip: str) -> Counted:
     features, vocabulary = config.hidden_size, config.vocab_size
     device = CountingDevice(load_chip(chip))
     session = Session(Options(device="null", chip=chip), device)
-    tiling = tiling_for(setting.tokens, vocabulary, features, session.device.chip)
-    shape = shape_of(tiling, features, bias=False)
-    kept = gain_of_saving("loss", shape, tiling, session.device.chip) is not None
+    tiling, shape, gain = _loss(setting, session.device.chip)
+    kept = gain is not None
     trained = not setting.tunes
     ports = shape.backward_ports(features if trained else 0, kept=kept)
     store, saved = WeightStore(device), {2: True} if kept else {}
     first = compile_function(session, store, "loss forward", forward(keep=kept), shape.ports(), saved)
     function = backward(hidden=True, weight=trained, kept=kept)
     second = compile_function(session, store, "loss backward", function, ports)
-    chunks = len(list(tiling.chunks()))
-    runs = len(tiling.tiles) * chunks
+    runs, chunks = tiling.runs, tiling.runs // len(tiling.tiles)
     tile = _tile(first.run, LOGITS) + _tile(second.run, frozenset() if kept else LOGITS)  # type: ignore[arg-type]
     work = tile * runs + _kept(tiling, shape.ports(), ports)
     held = trained and holds_head((vocabulary, features), chunks)
@@ -348,8 +355,7 @@ def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:
 
     Weights are copied for the forward pass alone, and exponentials that are saved never.
     """
-    chunks = len(list(tiling.chunks()))
-    runs = chunks * len(tiling.tiles)
+    runs, chunks = tiling.runs, tiling.runs // len(tiling.tiles)
 
     def elements(*names: str) -> int:
         return sum(math.prod(backward[name]) for name in names if name in backward)
@@ -363,10 +369,12 @@ def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:
 def _tile(segment: Segment, plain: frozenset[int]) -> Work:
     """The mean run for a tile: one in so many measures, between them the ``plain`` products have no scales."""
     lean = segment.make_lean(plain)
-    measured = _run(segment.plan, segment.program)
-    return measured * (1.0 / INTERVAL) + _run(lean, segment.device.compile(lean.text, lean.weights)) * (
-        1.0 - 1.0 / INTERVAL
-    )
+    return _mean(_run(segment.plan, segment.program), _run(lean, segment.device.compile(lean.text, lean.weights)))
+
+
+def _mean(measured: Amount, lean: Amount) -> Amount:
+    """The mean of the calls of an interval, of which one measures."""
+    return lean * (1.0 - 1.0 / INTERVAL) + measured * (1.0 / INTERVAL)
 
 
 def _run(plan: Plan, program: LoadedProgram) -> Work:

@@ -85,7 +85,8 @@ class Binding:
         self.weights = weights
         self.scaling = scaling
         self.bank = bank
-        self.cotangent_shapes = {port.shape for port in plan.inputs if port.kind == "cotangent"}
+        self.cotangent_ports = [port for port in plan.inputs if port.kind == "cotangent"]
+        self.cotangent_shapes = {port.shape for port in self.cotangent_ports}
         self.backward = bool(self.cotangent_shapes)
         #: Of a backward program, which of its results may stay in their buffers.
         self.holding: Holding | None = None
@@ -148,7 +149,7 @@ class Binding:
     def cotangent_peaks(self, args: Sequence[Tensor]) -> dict[str, float]:
         """The largest magnitudes of the cotangents, by port."""
         peaks: dict[str, float] = {}
-        for port in self._cotangent_ports():
+        for port in self.cotangent_ports:
             copy = self.device.copies.find(args[port.argument])
             peaks[port.name] = magnitude(args[port.argument]) if copy is None else copy.largest * 2.0**-copy.exponent
         return peaks
@@ -157,7 +158,7 @@ class Binding:
         """Choose the cotangents' scale, to reach ``2**wanted``; that of a buffer whose numbers are large enough."""
         if not self.scaling:
             return Cotangents(peaks)
-        copies = {self.device.copies.find(args[p.argument]) for p in self._cotangent_ports()}
+        copies = {self.device.copies.find(args[p.argument]) for p in self.cotangent_ports}
         copy = copies.pop() if len(copies) == 1 else None
         if copy is not None:
             share = copy.largest * 2.0**-wanted
@@ -165,9 +166,6 @@ class Binding:
                 return Cotangents(peaks, copy.exponent)
         peak = max(peaks.values(), default=0.0)
         return Cotangents(peaks, min(exponent_for(2.0**wanted, peak), LARGEST_COTANGENT))
-
-    def _cotangent_ports(self) -> list[InputPort]:
-        return [port for port in self.plan.inputs if port.kind == "cotangent"]
 
     def run(
         self,
@@ -179,7 +177,7 @@ class Binding:
     ) -> dict[str, Tensor]:
         """One dispatch; returns its output buffers."""
         lease, ports = self.device.buffers.lease, variant.operation.program.ports
-        for port in self._cotangent_ports():
+        for port in self.cotangent_ports:
             buffers[port.name] = self._cotangent(port, args[port.argument], cotangents.exponent)
         if SCALES in ports:
             buffers[SCALES] = lease(ports[SCALES].type.shape)

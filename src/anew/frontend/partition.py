@@ -18,6 +18,9 @@ from functorch.compile import default_partition
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from anew.compiler.lowering import shape_of
+from anew.compiler.transposes import turns
+
 aten = torch.ops.aten
 
 _VIEWS = {
@@ -94,16 +97,9 @@ def _is_turned_copy(node: Node) -> bool:
     if node.target is not aten.clone.default:
         return False
     (source,) = node.all_input_nodes
-    while source.target is aten.expand.default and _shape(source) == _shape(source.all_input_nodes[0]):
+    while source.target is aten.expand.default and shape_of(source) == shape_of(source.all_input_nodes[0]):
         (source,) = source.all_input_nodes
-    if source.target is not aten.transpose.int or is_view(source.args[0]):
-        return False
-    rank = len(_shape(source))
-    return sorted(int(axis) % rank for axis in cast(tuple[int, int], source.args[1:])) == [rank - 2, rank - 1]
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+    return source.target is aten.transpose.int and turns(source) and not is_view(source.args[0])
 
 
 def _rows_of_saved(saved: list[Node]) -> set[Node]:
@@ -111,8 +107,8 @@ def _rows_of_saved(saved: list[Node]) -> set[Node]:
     paths = {node: path for node in saved if (path := _path_to_rows(node))}
     taken: dict[Node, int] = defaultdict(int)
     for node, path in paths.items():
-        taken[_source(path)] += _size(node)
-    whole = {source for source, size in taken.items() if source in saved or _size(source) <= size}
+        taken[_source(path)] += size_of(node)
+    whole = {source for source, size in taken.items() if source in saved or size_of(source) <= size}
     return {n for path in paths.values() if _source(path) in whole for n in path}
 
 
@@ -140,11 +136,12 @@ def takes_rows(node: Node) -> bool:
         taking, target, position = node.all_input_nodes[0], aten.split.Tensor, 2
     if taking.target is not target:
         return False
-    axis, rank = cast(int, taking.args[position] if len(taking.args) > position else 0), len(_shape(node))
+    axis, rank = cast(int, taking.args[position] if len(taking.args) > position else 0), len(shape_of(node))
     return axis % rank < rank - 1
 
 
-def _size(node: Node) -> int:
+def size_of(node: Node) -> int:
+    """How many elements a node's result has."""
     return int(node.meta["val"].numel())
 
 

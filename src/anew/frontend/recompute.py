@@ -24,7 +24,7 @@ from anew.compiler.gains import Gain, rates_of
 from anew.compiler.numbers import number_of
 from anew.compiler.passes.magnitudes import Magnitudes
 from anew.compiler.passes.scale_operands import PRODUCTS
-from anew.frontend.partition import is_view, replay, takes_rows
+from anew.frontend.partition import is_view, replay, size_of, takes_rows
 from anew.frontend.scales import INTERVAL
 from anew.projection import Rates, Work, from_memory
 from anew.projection.count import work_of
@@ -58,7 +58,7 @@ def recompute(forward: GraphModule, backward: GraphModule, results: int, name: s
     if stored == before:
         return []
     replay(forward, backward, results, lambda node: node not in stored)
-    spared = sum(map(_size, before - stored)) - sum(map(_size, stored - before))
+    spared = sum(map(size_of, before - stored)) - sum(map(size_of, stored - before))
     gain = search.cost(before) - search.cost(stored)
     return [Gain(name, "values computed again in the backward pass, not saved,", spared, 1e3 * gain)]
 
@@ -75,6 +75,7 @@ class _Search:
         self.start: Stored = frozenset(saved)
         self.returned = set(outputs[:results])
         self.cheap: dict[Node, bool] = {}
+        self.lowering: dict[Node, bool] = {}
         floats = {n for n in saved if _is_float32(n.meta.get("val"))}
         self.wanted = {n for n in floats - self.returned if self._is_cheap(n)}
         placeholders = (n for n in backward.graph.nodes if n.op == "placeholder")
@@ -108,7 +109,7 @@ class _Search:
             for node, value in zip(again, function.outputs, strict=True)
             if node in self.operands and magnitudes.of(value) is None
         )
-        streamed = float(sum(_size(n) for n in stored if n in self.wanted or n not in self.start))
+        streamed = float(sum(size_of(n) for n in stored if n in self.wanted or n not in self.start))
         passes = work_of(function) + Work(elementwise=MEASURING * measured)
         return self.rates.time(from_memory(STREAMED * streamed) + passes)
 
@@ -170,7 +171,9 @@ class _Search:
 
     def _lowers(self, node: Node) -> bool:
         made = node.all_input_nodes[0] if node.target is operator.getitem else node
-        return why_not(made, self.chip) is None
+        if made not in self.lowering:
+            self.lowering[made] = why_not(made, self.chip) is None
+        return self.lowering[made]
 
     def _meets_product(self, node: Node) -> bool:
         """Whether a value of the backward is the operand of a product."""
@@ -192,7 +195,3 @@ def _is_float(node: Node) -> bool:
 
 def _is_float32(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
-
-
-def _size(node: Node) -> int:
-    return int(node.meta["val"].numel())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anew.device.base import Device
 from anew.errors import AnewError
-from anew.frontend.binding import Binding, Cotangents, Variant
+from anew.frontend.binding import Binding, Variant
 from anew.frontend.held import Holding
 from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import ScaleState
@@ -79,17 +79,12 @@ class Segment:
         self.device = device
         self.statistics = statistics
         self.program = device.compile(plan.text, plan.weights)
-        self.plain = Variant(plan.name, plan.inputs, self.program.operation())
+        self.measuring = Variant(plan.name, plan.inputs, self.program.operation())
         self.bank = bank
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
         self.binding = Binding(plan, device, weights, self.scaling, bank)
         self.make_lean = make_lean
         self._lean: _Lean | None = None
-
-    @property
-    def weights(self) -> WeightStore:
-        """Where its weights are."""
-        return self.binding.weights
 
     @property
     def holding(self) -> Holding | None:
@@ -118,13 +113,14 @@ class Segment:
     def _call_measured(
         self, state: ScaleState, args: Sequence[Tensor], peaks: dict[str, float], held: dict[int, Tensor]
     ) -> list[Tensor | None]:
-        variant = (self.bank and self.bank.find(args)) or self.plain
+        variant = (self.bank and self.bank.find(args)) or self.measuring
         maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
         uploaded = self.binding.upload(variant, args, maxima)
         state.fix(uploaded.exponents)
         for attempt in range(ATTEMPTS):
             cotangents = self.binding.cotangents(args, peaks, state.cotangent)
-            outputs = self._run(self.binding, variant, state, args, uploaded.buffers, cotangents)
+            self.statistics.dispatches[variant.name] += 1
+            outputs = self.binding.run(variant, state, args, uploaded.buffers, cotangents)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
                     maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangents.exponent
@@ -157,7 +153,8 @@ class Segment:
         used = state.relaxed(binding.plan.scales, uploaded.exponents)
         if used is None or not state.holds_for(cotangents.share):
             return None
-        outputs = self._run(binding, lean.variant, used, args, uploaded.buffers, cotangents)
+        self.statistics.dispatches[lean.variant.name] += 1
+        outputs = binding.run(lean.variant, used, args, uploaded.buffers, cotangents)
         found = binding.read(outputs, used, cotangents, maxima, held)
         if not used.in_range(maxima) or not state.within(binding.reach(maxima, used, cotangents)):
             self.statistics.rescaled += 1
@@ -173,18 +170,6 @@ class Segment:
                 return None
             self._lean = _Lean(self.make_lean(plain), plain, self.binding)
         return self._lean
-
-    def _run(
-        self,
-        binding: Binding,
-        variant: Variant,
-        state: ScaleState,
-        args: Sequence[Tensor],
-        buffers: dict[str, Tensor],
-        cotangents: Cotangents,
-    ) -> dict[str, Tensor]:
-        self.statistics.dispatches[variant.name] += 1
-        return binding.run(variant, state, args, buffers, cotangents)
 
     def _count(self, state: ScaleState, attempts: int) -> None:
         if not state.calibrated:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from anew.compiler.compile import depends_on
 from anew.compiler.gains import rates_of
+from anew.compiler.lowering import shape_of
 from anew.frontend.partition import is_view
 from anew.projection import Work, from_memory
 from anew.projection.work import FP16_BYTES
@@ -71,7 +72,7 @@ def _saving(chip: str) -> float:
 
 def _pays(gradients: list[Node], out: Node, backward: set[str], saving: float) -> bool:
     """A multiplication and a sum are spared of keys and done of features, which may have to be saved for it."""
-    keys, features = sum(math.prod(_shape(n)) for n in gradients), math.prod(_shape(out))
+    keys, features = sum(math.prod(shape_of(n)) for n in gradients), math.prod(shape_of(out))
     return 2 * (keys - features) > (0 if _is_saved(out, backward) else saving * features)
 
 
@@ -84,7 +85,7 @@ def _mixed(node: Node) -> _Mixed | None:
     """What the softmax of a gradient was multiplied with, if that is all that became of it."""
     grad, y, dim, _ = _args(node)
     product = _product(grad)
-    if product is None or dim not in (-1, len(_shape(node)) - 1):
+    if product is None or dim not in (-1, len(shape_of(node)) - 1):
         return None
     cotangent, turned = _args(product)
     if turned.target is not aten.transpose.int or _axes(turned) != [0, 2, 1]:
@@ -117,7 +118,7 @@ def _comes_from(node: Any, source: Node) -> bool:
 
 def _equals(node: Node) -> list[Node]:
     """The operands of a node that have its shape."""
-    return [n for n in node.all_input_nodes if _shape(n) == _shape(node)]
+    return [n for n in node.all_input_nodes if shape_of(n) == shape_of(node)]
 
 
 def _source(node: Node) -> Node:
@@ -130,7 +131,7 @@ def _keeps_rows(node: Node) -> bool:
     """Whether a node has the elements of its first argument in their order, and rows as long."""
     if not (is_view(node) or node.target is aten.clone.default) or node.target in (*_TURNS, aten.t.default):
         return False
-    before, after = _shape(_args(node)[0]), _shape(node)
+    before, after = shape_of(_args(node)[0]), shape_of(node)
     return math.prod(before) == math.prod(after) and before[-1:] == after[-1:]
 
 
@@ -151,7 +152,7 @@ def _outermost(out: Node, grad: Node) -> _Mixed:
 
 def _again(node: Node) -> Step:
     """Do to sums over the last axis what a node, a turn or a slice, does to what they are of."""
-    before, after = (list(_shape(n)[:-1]) for n in (_args(node)[0], node))
+    before, after = (list(shape_of(n)[:-1]) for n in (_args(node)[0], node))
 
     def step(make: _Maker, total: Node) -> Node:
         target, how = (aten.permute.default, [_axes(node)]) if node.target in _TURNS else (node.target, node.args[1:])
@@ -171,14 +172,18 @@ def _mirrored(node: Node, user: Node, grad: Node) -> tuple[Node, Node] | None:
     """``user`` and its cotangent, if ``grad`` comes from that as the cotangent of ``node``."""
     if grad.target in _TURNS and user.target in _TURNS:
         forth, back = _axes(user), _axes(grad)
-        if _shape(node) == _shape(grad) and forth[-1] == len(forth) - 1 and [forth[b] for b in back] == sorted(back):
+        if (
+            shape_of(node) == shape_of(grad)
+            and forth[-1] == len(forth) - 1
+            and [forth[b] for b in back] == sorted(back)
+        ):
             return user, _args(grad)[0]
     if grad.target is aten.slice.Tensor and user.target is aten.cat.default and _is_part(node, user, grad):
         return user, _args(grad)[0]
-    if grad.target is user.target is aten.mul.Tensor and _shape(node) == _shape(user) == _shape(grad):
+    if grad.target is user.target is aten.mul.Tensor and shape_of(node) == shape_of(user) == shape_of(grad):
         factors = [n for n in grad.all_input_nodes if n is not node and n in user.all_input_nodes]
         others = [n for n in grad.all_input_nodes if n not in factors]
-        if len(factors) == len(others) == 1 and _shape(others[0]) == _shape(grad):
+        if len(factors) == len(others) == 1 and shape_of(others[0]) == shape_of(grad):
             return user, others[0]
     return None
 
@@ -186,15 +191,15 @@ def _mirrored(node: Node, user: Node, grad: Node) -> tuple[Node, Node] | None:
 def _is_part(node: Node, joined: Node, part: Node) -> bool:
     """Whether ``part`` takes from a tensor of the shape of ``joined`` the rows that ``node`` has there."""
     (nodes, *axis), (whole, *given) = _args(joined), _args(part)
-    dim = (axis[0] if axis else 0) % len(_shape(node))
-    begin = sum(_shape(n)[dim] for n in nodes[: nodes.index(node)])
-    rows = (_shape(joined), dim, begin, begin + _shape(node)[dim])
-    return dim < len(_shape(node)) - 1 and rows == (_shape(whole), given[0] % len(_shape(node)), *given[1:])
+    dim = (axis[0] if axis else 0) % len(shape_of(node))
+    begin = sum(shape_of(n)[dim] for n in nodes[: nodes.index(node)])
+    rows = (shape_of(joined), dim, begin, begin + shape_of(node)[dim])
+    return dim < len(shape_of(node)) - 1 and rows == (shape_of(whole), given[0] % len(shape_of(node)), *given[1:])
 
 
 def _axes(node: Node) -> list[int]:
     """The order in which a node takes the axes of its argument."""
-    rank = len(_shape(node))
+    rank = len(shape_of(node))
     axes, (_, *given) = list(range(rank)), _args(node)
     if node.target is aten.permute.default:
         return [a % rank for a in given[0]]
@@ -205,13 +210,13 @@ def _axes(node: Node) -> list[int]:
 
 def _rewrite(node: Node, mixed: _Mixed) -> None:
     grad, y, *_ = _args(node)
-    make, shape = _Maker(node), [*_shape(mixed.out)]
+    make, shape = _Maker(node), [*shape_of(mixed.out)]
     total = make(aten.mul.Tensor, make.view(mixed.grad, shape), mixed.out, shape=shape)
     total = make(aten.sum.dim_IntList, total, [-1], True, shape=[*shape[:-1], 1])
     for step in reversed(mixed.steps):
         total = step(make, total)
-    total = make.view(total, [*_shape(y)[:-1], 1])
-    node.replace_all_uses_with(make(torch.ops.anew.softmax_backward.default, grad, y, total, shape=[*_shape(node)]))
+    total = make.view(total, [*shape_of(y)[:-1], 1])
+    node.replace_all_uses_with(make(torch.ops.anew.softmax_backward.default, grad, y, total, shape=[*shape_of(node)]))
     node.graph.erase_node(node)
 
 
@@ -228,12 +233,8 @@ class _Maker:
         return new
 
     def view(self, x: Node, shape: list[int]) -> Node:
-        return x if list(_shape(x)) == shape else self(aten.view.default, x, shape, shape=shape)
+        return x if list(shape_of(x)) == shape else self(aten.view.default, x, shape, shape=shape)
 
 
 def _args(node: Node) -> tuple[Any, ...]:
     return node.args
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)

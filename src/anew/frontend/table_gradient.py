@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from anew.device.transfer import load, load_rows
+from anew.device.transfer import load
 from anew.frontend.held import Piece
 
 
@@ -42,7 +42,9 @@ class Part:
     def read(self, rows: Tensor, out: Tensor) -> None:
         """Write the gradient of these rows, by their place in the tile, to ``out``; squares count them no longer."""
         for number, piece in enumerate(self.pieces):
-            piece.squares -= load_rows(piece.buffer, rows, piece.exponent, out, add=number > 0)
+            term = piece.buffer[rows].float().mul_(2.0**piece.exponent)
+            piece.squares -= float(term.double().square_().sum())
+            out.add_(term) if number else out.copy_(term)
 
 
 class TableGradient:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from anew.compiler.passes.magnitudes import Known, Magnitudes
-from anew.compiler.passes.rewriter import uses_of
+from anew.compiler.passes.rewriter import number_of, uses_of
 from anew.mil import Function, Op, Value
 from anew.plan import Bound
 
@@ -130,10 +128,10 @@ class Factors:
         self.numbers: dict[Op | Use, float] = {}
         self.folded: set[Op] = set()
         for op in self.function.ops:
-            number = _number(op)
-            if number is None or not NUMBERS[0] <= number <= NUMBERS[1]:
+            found = number_of(op)
+            if found is None or not NUMBERS[0] <= found[1] <= NUMBERS[1]:
                 continue
-            (x,) = (v for v in op.tensors() if not v.constant)
+            x, number = found
             scale = self._product_before(x) or self._operand_after(op.output)
             if scale is not None and scale not in self.numbers:
                 self.numbers[scale] = number
@@ -177,11 +175,3 @@ class Factors:
             return None
         (use,) = self.uses[value]
         return self._output_end(use.output) if use.kind in ("reshape", "transpose", "slice_by_size") else None
-
-
-def _number(op: Op) -> float | None:
-    """The number that an operation multiplies by, if that is all it does."""
-    if op.kind != "mul" or all(v.constant for v in op.tensors()):
-        return None
-    numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
-    return float(np.asarray(numbers[0]).item()) if len(numbers) == 1 else None

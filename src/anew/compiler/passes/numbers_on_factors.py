@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from anew.compiler.passes.rewriter import Rewriter, uses_of
+from anew.compiler.passes.rewriter import Rewriter, number_of, uses_of
 from anew.mil import Function, Op, Value
 
 #: How many times the elements of a factor a product must have for the factor to be the one that is multiplied.
@@ -34,11 +32,11 @@ class _Numbers:
         self.numbers: dict[Op, tuple[str, float]] = {}  # the small operand of a product by its name, and its number
 
     def run(self) -> Function:
-        moved = {op for op in self.function.ops if self._moves(op)}
+        moved = {op: value for op in self.function.ops if (value := self._moved(op)) is not None}
         new = Rewriter(self.function)
         for op in self.function.ops:
             if op in moved:
-                new.values[op.output] = new[_multiplied(op)]
+                new.values[op.output] = new[moved[op]]
             elif op in self.numbers:
                 name, number = self.numbers[op]
                 operands: dict[str, Any] = {n: new[v] for n, v in op.inputs.items() if isinstance(v, Value)}
@@ -48,14 +46,15 @@ class _Numbers:
                 new.copy(op)
         return new.finish([new[v] for v in self.function.outputs])
 
-    def _moves(self, op: Op) -> bool:
-        """Whether an operation multiplies a sum by a power of two that its products' factors take, which is noted."""
-        number = _power_of_two(op)
-        products = None if number is None else self._products(_multiplied(op))
-        if number is None or products is None:
-            return False
+    def _moved(self, op: Op) -> Value | None:
+        """The sum that an operation multiplies by a power of two, if its products' factors take that: it is noted."""
+        found = _power_of_two(op)
+        products = None if found is None else self._products(found[0])
+        if found is None or products is None:
+            return None
+        value, number = found
         self.numbers |= {product: (name, number) for product, name in products.items()}
-        return True
+        return value
 
     def _products(self, value: Value) -> dict[Op, str] | None:
         """The products that a value is a sum of, each with its small operand; None if there is more to it."""
@@ -74,15 +73,6 @@ class _Numbers:
         return not value.constant and value.type.numel * SMALLER <= op.output.type.numel
 
 
-def _power_of_two(op: Op) -> float | None:
-    if op.kind != "mul" or all(v.constant for v in op.tensors()):
-        return None
-    numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
-    number = float(np.asarray(numbers[0]).item()) if len(numbers) == 1 else 0.0
-    return number if abs(math.frexp(number)[0]) == 0.5 else None
-
-
-def _multiplied(op: Op) -> Value:
-    """What an operation multiplies by a number."""
-    (value,) = (v for v in op.tensors() if not v.constant)
-    return value
+def _power_of_two(op: Op) -> tuple[Value, float] | None:
+    found = number_of(op)
+    return found if found is not None and abs(math.frexp(found[1])[0]) == 0.5 else None

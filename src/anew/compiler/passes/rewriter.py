@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from anew.mil import Builder, Function, Op, Value
 
 
@@ -44,6 +46,17 @@ class Rewriter:
     def finish(self, outputs: Sequence[Value]) -> Function:
         """Close the new function; ``outputs`` are new values."""
         return self.builder.function(outputs)
+
+
+def number_of(op: Op) -> tuple[Value, float] | None:
+    """What an operation multiplies, and the number that it multiplies it by, if that is all it does."""
+    if op.kind != "mul" or all(v.constant for v in op.tensors()):
+        return None
+    numbers = [v.const for v in op.tensors() if v.constant and v.type.numel == 1]
+    if len(numbers) != 1:
+        return None
+    (value,) = (v for v in op.tensors() if not v.constant)
+    return value, float(np.asarray(numbers[0]).item())
 
 
 def uses_of(function: Function) -> dict[Value, list[Op]]:

@@ -118,8 +118,9 @@ class _Scaler(Factors):
         measured = total(self.known) + total(op.output for op in self.products) + total(read)
         scaled = total(self.known) + total(op.output for op in self.products if self.ends[op] is None)
         factors = total(use.value for use in self.rows) + total(op.output for op in self.inverse_rows)
+        maxima = "maxima left to calls that measure," if self.lean else "maxima that are known or found by the host"
         return {
-            "maxima that are known or found by the host": 2 * (measured - self.measured),
+            maxima: 2 * (measured - self.measured),
             "scales left out or joined with numbers": scaled - factors + total(op.output for op in self.folded),
         }
 

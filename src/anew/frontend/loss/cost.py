@@ -54,8 +54,7 @@ def _work(cut: Cut, vocabulary: int, features: int) -> Work:
 def gain_of_saving(name: str, shape: Shape, tiling: Tiling, chip: Chip) -> Gain | None:
     """What a tile of the loss ``name`` spares if its exponentials are saved, not computed again; None if nothing."""
     rates, elements = rates_of(chip.name), shape.rows * shape.columns
-    runs = len(tiling.tiles) * len(list(tiling.chunks()))
-    if rates is None or runs * elements * FP16_BYTES > MOST_SAVED:
+    if rates is None or tiling.runs * elements * FP16_BYTES > MOST_SAVED:
         return None
     again = work_of(lower(mass_again, name, chip, shape.ports() | {"largest": (shape.rows, 1)}).function)
     seconds = rates.time(again) - rates.time(from_memory(2.0 * FP16_BYTES * elements))

@@ -112,6 +112,11 @@ class Tiling:
         """Rows of all chunks together."""
         return -(-self.tokens // self.rows) * self.rows
 
+    @property
+    def runs(self) -> int:
+        """Runs of a program: one for each chunk and tile."""
+        return self.padded // self.rows * len(self.tiles)
+
     def chunks(self) -> Iterator[slice]:
         """The rows of each chunk."""
         for start in range(0, self.tokens, self.rows):
