@@ -2,6 +2,7 @@
 
 import gc
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from anew.chips import load_chip
 from anew.cli.main import main
+from anew.errors import UserError
 from anew.estimate import run
 from anew.estimate.capture import LOGITS, WEIGHT, Setting, count_step, lasting
 from anew.estimate.counting import CountingDevice
+from anew.estimate.roofline import draw
 from anew.estimate.run import projection
 from anew.estimate.step import Estimate, estimate
 from anew.estimate.typical import TypicalScales
@@ -220,3 +223,12 @@ def test_the_command_prints_json_with_the_comparison_and_draws_a_roofline(tmp_pa
     assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()) - printed["overlap_ms"])
     assert {s["label"] for s in printed["compare"]["systems"]} == {"measured by its authors"}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_roofline_takes_the_place_of_files_alone(found: Estimate, tmp_path: Path) -> None:
+    """Written as root over a device, a file would replace it."""
+    with pytest.raises(UserError, match="it is there and no file; give another name"):
+        draw(found, "small", tmp_path)
+    with pytest.raises(UserError, match=r"cannot write .*roof\.png: No such file or directory"):
+        draw(found, "small", tmp_path / "none" / "roof.png")
+    assert list(tmp_path.iterdir()) == []

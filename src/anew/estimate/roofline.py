@@ -43,9 +43,12 @@ def draw(found: Estimate, name: str, path: Path) -> None:
     chart = (lines + dots + labels).properties(
         width=560, height=340, title=f"{name} on {found.chip}: projected roofline"
     )
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise UserError(f"cannot write {path}: it is there and no file; give another name")
     partial = path.with_name(f".{path.name}.partial")
     try:
         chart.save(str(partial), format="png", scale_factor=2)
         partial.replace(path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
