@@ -181,7 +181,7 @@ def test_what_reads_weights_waits_for_the_thread() -> None:
     train(net, optimizer, steps=1)
     writes, layer = session_of(net).writes, net.model.layers[1].mlp.up_proj.weight
     may_go_on = threading.Event()
-    writes.start(layer, lambda: (may_go_on.wait(20), layer.data.zero_(), None)[2])
+    writes.start([layer], lambda: (may_go_on.wait(20), layer.data.zero_(), None)[2])
     threading.Timer(0.2, may_go_on.set).start()
     with torch.no_grad():
         waited = loss_of(net, 0).item()
@@ -190,7 +190,7 @@ def test_what_reads_weights_waits_for_the_thread() -> None:
     with torch.no_grad():
         assert loss_of(net, 0).item() == waited
     may_go_on.clear()
-    writes.start(layer, lambda: (may_go_on.wait(20), layer.data.fill_(1.0), None)[2])
+    writes.start([layer], lambda: (may_go_on.wait(20), layer.data.fill_(1.0), None)[2])
     threading.Timer(0.2, may_go_on.set).start()
     assert net.state_dict()["model.layers.1.mlp.up_proj.weight"].eq(1.0).all()
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from anew.frontend.model import session_of
 from anew.frontend.staleness import StaleWarning
 from anew.frontend.weight_store import UploadedWeight, WeightStore
 from anew.optim import EngineAdamW, clip_norm, settle
+from anew.optim.step import PartOfStep
 from tests.emulator.training import assert_buffers_return
 
 #: A norm is given in float32.
@@ -211,3 +216,79 @@ def test_a_gradient_that_is_no_number_shows_in_the_norm_and_zeroing_forgets_it()
 
 def test_buffers_go_back_to_the_pool_after_the_step() -> None:
     assert_buffers_return(model(), train)
+
+
+@contextmanager
+def second_tile_waits(monkeypatch, table: nn.Parameter) -> Iterator[threading.Event]:
+    """Let the step of a table's second tile wait for an event."""
+    may_go_on = threading.Event()
+    take = PartOfStep.__call__
+
+    def gated(part: PartOfStep) -> None:
+        if part.parameter is table and part.rows.start:
+            assert may_go_on.wait(60)
+        take(part)
+
+    monkeypatch.setattr(PartOfStep, "__call__", gated)
+    try:
+        yield may_go_on
+    finally:
+        may_go_on.set()
+
+
+def step(net: nn.Module, optimizer: EngineAdamW, number: int) -> None:
+    """A step that may still be taken when this returns."""
+    loss_of(net, number).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def forward_runs(net: nn.Module) -> int:
+    return sum(n for name, n in session_of(net).counts.dispatches.items() if "loss forward" in name)
+
+
+def test_the_table_is_written_last_and_nothing_waits_for_more_of_it_than_it_reads(monkeypatch) -> None:
+    one, other = model(), model()
+    theirs = train(one, torch.optim.AdamW(one.parameters(), lr=1e-3, fused=True), steps=5)
+    optimizer = EngineAdamW(other, other.parameters(), lr=1e-3, overlap=True)
+    train(other, optimizer, steps=3)
+    with second_tile_waits(monkeypatch, head(other)) as may_go_on:
+        step(other, optimizer, 3)
+        rows = other.model.embed_tokens(torch.tensor([2, 299, 2]))  # of both tiles
+        assert not may_go_on.is_set()
+        runs, found = forward_runs(other), []
+        reader = threading.Thread(target=lambda: found.append(loss_of(other, 4)))
+        reader.start()
+        until = time.monotonic() + 30
+        while forward_runs(other) == runs and time.monotonic() < until:
+            time.sleep(0.01)
+        assert forward_runs(other) == runs + 1  # the first tile's
+        assert not found
+        may_go_on.set()
+        reader.join()
+    settle(optimizer)
+    assert torch.equal(rows, head(other)[[2, 299, 2]])
+    assert found[0].item() == theirs[4][0]
+
+
+@pytest.mark.parametrize("read", ["logits", "rows", "state"])
+def test_what_reads_a_table_otherwise_waits_for_all_of_it(read, monkeypatch) -> None:
+    net = model()
+    optimizer = EngineAdamW(net, net.parameters(), lr=1e-3, overlap=True)
+    train(net, optimizer, steps=2)
+    ids = torch.arange(280, 296).view(1, -1)
+    with second_tile_waits(monkeypatch, head(net)) as may_go_on:
+        step(net, optimizer, 2)
+        threading.Timer(0.2, may_go_on.set).start()
+        with torch.no_grad():
+            if read == "logits":
+                found = net(input_ids=ids).logits + 0.0
+            elif read == "rows":
+                found = net.model.embed_tokens(ids)
+            else:
+                found = net.state_dict()["lm_head.weight"].clone()
+        assert may_go_on.is_set()
+    settle(optimizer)
+    with torch.no_grad():
+        again = {"logits": lambda: net(input_ids=ids).logits, "rows": lambda: net.model.embed_tokens(ids)}
+        assert torch.equal(found, again.get(read, lambda: head(net))())

@@ -17,11 +17,11 @@ from anew.frontend.held import HeldGradients, Instances, Piece, Writes
 from anew.frontend.staleness import StaleWarning
 from anew.frontend.table_gradient import Part, TableGradient
 from anew.frontend.weight_store import WeightStore
-from anew.optim.shares import shares
+from anew.optim.shares import MOMENTS, shares
+from anew.optim.step import Step
 from anew.optim.update import Gradient, Rule, update
 
 DEVICE = NullDevice(load_chip("m4"))
-MOMENTS = "exp_avg", "exp_avg_sq"
 #: PyTorch's kernel rounds as its compiler saw fit; where that fuses other products than ours, weights differ so much.
 ULP = 2.0**-22
 
@@ -109,6 +109,34 @@ def test_a_tables_gradient_is_that_of_the_float32_table(terms) -> None:
     assert torch.equal(*state)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2), st.booleans(), st.booleans(), st.lists(st.integers(0, 39), min_size=1, max_size=12, unique=True)
+)
+def test_rows_ahead_of_a_step_are_what_it_leaves(terms, in_tiles, in_rows, ids) -> None:
+    """Before any part of it is taken, between two, and afterwards."""
+    generator = torch.Generator().manual_seed(len(ids) + terms)
+    table, holder = torch.randn(40, 96, generator=generator), HeldGradients()
+    holder.hold(table)
+    spans = [(0, 24, 0), (16, 40, 8)] if in_tiles else [(0, 40, 0)]
+    parts = [Part(table[start:stop], start, before) for start, stop, before in spans]
+    for part in parts:
+        part.pieces += [held(torch.randn(len(part.weight), 96, generator=generator), e) for e in range(terms)]
+    gradient = TableGradient(table, parts)
+    if in_rows:
+        gradient.add(torch.tensor([3, 25, 3]), torch.randn(3, 96, generator=generator))
+    holder.add_table(table, gradient)
+    rule, state = Rule(0.9, 0.95, 1e-8, 1e-3, 0.1, True, 0.5), {name: torch.rand(40, 96) for name in MOMENTS}
+    step, numbers = Step(table, shares(table, holder), state, rule.numbers(2), WeightStore(DEVICE)), torch.tensor(ids)
+    before, found = table.clone(), [step.ahead(numbers)]
+    assert torch.equal(table, before)
+    for part in step.parts:
+        part()
+        found.append(step.ahead(numbers))
+    assert not torch.equal(table, before)
+    assert all(torch.equal(rows, table[numbers]) for rows in found)
+
+
 @pytest.mark.parametrize("growth", [1.0, 40.0, 1e-3])
 def test_the_buffer_holds_the_new_weight_under_a_fitting_exponent(growth) -> None:
     weights, parameter = WeightStore(DEVICE), torch.nn.Parameter(torch.rand(40, 96) + 0.5)
@@ -192,8 +220,8 @@ def test_an_instance_is_known_by_the_weights_that_a_program_reads() -> None:
 def test_an_error_in_the_thread_is_raised_by_what_waits() -> None:
     writes, parameters = Writes(), [torch.zeros(1), torch.zeros(1)]
     done: list[int] = []
-    writes.start(parameters[0], lambda: done.append(1 // 0))
-    writes.start(parameters[1], lambda: done.append(1))
+    writes.start(parameters[:1], lambda: done.append(1 // 0))
+    writes.start(parameters[1:], lambda: done.append(1))
     writes.wait([parameters[1]])
     with pytest.raises(ZeroDivisionError):
         writes.wait_all()

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -100,12 +100,14 @@ class Counted:
 
     Attributes:
         work: of the engine and of the host's copies. forward: the part of the layers' forward programs in it.
+        loss: the part of the loss's forward programs. tiles, chunks: of the vocabulary and of the tokens, which the
+            loss is cut into; no tiles where the head does not train.
         parameters, trained: of the model, and those with a gradient.
         buffers: bytes leased for programs.
         touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
         programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
         held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
-            there and writes the fp16 weight as well. terms: of the head's, if that is among them: chunks of tokens.
+            there and writes the fp16 weight as well. terms: of the head's, if that is among them: one for each chunk.
     """
 
     work: Work
@@ -118,6 +120,9 @@ class Counted:
     convolutions: float
     held: float = 0.0
     terms: float = 0.0
+    loss: Work = field(default_factory=Work)
+    tiles: float = 0.0
+    chunks: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
         """Return the amounts of both."""
@@ -334,24 +339,41 @@ def _head(setting: Setting, chip: str) -> Counted:
     function = backward(hidden=True, weight=trained, kept=kept)
     second = compile_function(session, store, "loss backward", function, ports)
     runs, chunks = tiling.runs, tiling.runs // len(tiling.tiles)
-    tile = _tile(first.run, LOGITS) + _tile(second.run, frozenset() if kept else LOGITS)  # type: ignore[arg-type]
-    work = tile * runs + _kept(tiling, shape.ports(), ports)
-    held = trained and holds_head((vocabulary, features), chunks)
     weights = float(runs * shape.columns * features)
-    if held:  # the gradient stays where it is
-        work += Work(write=-weights)
-    if not trained or writes_head((vocabulary, features)):  # the weight is there already
-        work += Work(read=-weights)
+    there = not trained or writes_head((vocabulary, features))
+    held = trained and holds_head((vocabulary, features), chunks)
+    ahead = _tile(first.run, LOGITS) * runs  # type: ignore[arg-type]
+    ahead += Work(read=-(_hidden_again(tiling, shape.ports()) + (weights if there else 0.0)))
+    work = _tile(second.run, frozenset() if kept else LOGITS) * runs  # type: ignore[arg-type]
+    work += Work(read=-_kept(tiling, ports), write=-(weights if held else 0.0))
     tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
     logits = shape.rows * shape.columns
     buffers = FP16_BYTES * (vocabulary * features + 2 * logits + (runs * logits if kept else 0))
     return Counted(
-        work, Work(), tables, tables if trained else 0, buffers, 0, 0, 0, held * vocabulary * features, held * chunks
+        ahead + work,
+        Work(),
+        tables,
+        tables if trained else 0,
+        buffers,
+        touched=0,
+        programs=0,
+        convolutions=0,
+        held=held * vocabulary * features,
+        terms=held * chunks,
+        loss=ahead,
+        tiles=len(tiling.tiles) if trained and there else 0,
+        chunks=chunks,
     )
 
 
-def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:
-    """What is not copied for each tile: the others of its chunk read it, and the backward pass the hidden states.
+def _hidden_again(tiling: Tiling, forward: Ports) -> int:
+    """Elements of hidden states that the forward pass does not copy for each tile: one of a chunk's does."""
+    return math.prod(forward["hidden"]) * (tiling.runs - tiling.runs // len(tiling.tiles))
+
+
+def _kept(tiling: Tiling, backward: Ports) -> int:
+    """Elements that the backward pass does not copy for each tile: those that others of the chunk read, or the forward
+    pass before.
 
     Weights are copied for the forward pass alone, and exponentials that are saved never.
     """
@@ -360,10 +382,9 @@ def _kept(tiling: Tiling, forward: Ports, backward: Ports) -> Work:
     def elements(*names: str) -> int:
         return sum(math.prod(backward[name]) for name in names if name in backward)
 
-    hidden = math.prod(forward["hidden"]) * (runs - chunks)
     again = elements("hidden") * (runs - (tiling.padded != tiling.tokens))  # padded rows are made anew for each pass
     others = elements("largest", "cotangent") * (runs - chunks)
-    return Work(read=-(hidden + again + others + elements("weight", "mass") * runs))
+    return again + others + elements("weight", "mass") * runs
 
 
 def _tile(segment: Segment, plain: frozenset[int]) -> Work:

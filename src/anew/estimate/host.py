@@ -28,6 +28,9 @@ SECOND_TERM = 8
 #: Bytes of an element of a row whose gradient is in float32 all the same, of each token at most: of labels, read from
 #: fp16, written, and added to; of a tied embedding summed, then the same again, and the labels' rows are moved.
 LABELS, LOOKED_UP = 18, 42
+#: Bytes of an element of a row that a tied embedding looks up before its table is written: weight and moments gathered,
+#: gradient read and written, AdamW's pass over these, and the result put in its place.
+AHEAD = 24 + 6 + ADAMW + 12
 #: Seconds that the host takes on an M4 to convert an element between fp32 and a buffer of the engine: the forward pass
 #: of maderix/ANE's static trainer (commit 4d67db1, "io 4.1 ms"), which converts 15 x 768 x 256 elements a layer in 12
 #: layers. The dearest of three published readings: parameter-golf's forward pass gives 0.102 ns on an M4 Pro, and the
@@ -81,10 +84,11 @@ def at_ends(config: Any, counted: Counted) -> float:
 
 
 def rows(setting: Setting, counted: Counted) -> float:
-    """Bytes for the rows of a head's gradient that are in float32, were each token another."""
+    """Bytes for the rows of a head's gradient that are in float32, and that are looked up, were each token another."""
     config = setting.config
-    each = LABELS + (LOOKED_UP if config.tie_word_embeddings else 0)
-    return float(each * setting.tokens * config.hidden_size) if counted.terms else 0.0
+    of_gradient = LABELS + (LOOKED_UP if config.tie_word_embeddings else 0) if counted.terms else 0
+    ahead = AHEAD if config.tie_word_embeddings and counted.tiles else 0
+    return float((of_gradient + ahead) * setting.tokens * config.hidden_size)
 
 
 def dense_at_ends(config: Any) -> float:

@@ -1,7 +1,8 @@
-"""Host work that runs beside the engine: the optimizer, layer by layer, while the next step's forward follows it.
+"""Host work that runs beside the engine: the optimizer, while the next step's forward pass follows it.
 
-Layer ``l`` starts its forward once its weights are new. Both sides read and write one memory, so however they are laid
-out they take at least as long as that memory needs for the bytes of both.
+A layer starts its forward once its weights are new, and a tile of the loss once its part of the head's table is. Both
+sides read and write one memory, so however they are laid out they take at least as long as that memory needs for the
+bytes of both.
 """
 
 from __future__ import annotations
@@ -10,25 +11,46 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Two chains of equally many links, the second following the first.
-
-    Attributes:
-        links: of each, the layers. first, then: seconds of all links of each. size: bytes that both move.
-        bytes_per_second: of the memory that both share.
-    """
+class Stage:
+    """Equal links of two chains: ``first`` and ``then`` are the seconds of all of its links of each."""
 
     links: int
     first: float
     then: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two chains of equally many links, the second following the first.
+
+    Attributes:
+        stages: one after the other. size: bytes that both move.
+        bytes_per_second: of the memory that both share.
+    """
+
+    stages: tuple[Stage, ...]
     size: float
     bytes_per_second: float
 
     @property
+    def apart(self) -> float:
+        """Seconds of both, one after the other."""
+        return sum(stage.first + stage.then for stage in self.stages)
+
+    @property
     def pipelined(self) -> float:
-        """Seconds of both if each had the memory for itself: each link of the second waits for that of the first."""
-        longest, shortest = max(self.first, self.then), min(self.first, self.then)
-        return longest + shortest / max(self.links, 1)
+        """Seconds of both if each had the memory for itself: each link of the second waits for that of the first.
+
+        One link is where the second chain waits for the last time: up to it the first goes on, from it the second. In
+        a stage of equal links that is its first or its last one.
+        """
+        ends = [0.0]
+        for number, stage in enumerate(self.stages):
+            before = sum(earlier.first for earlier in self.stages[:number])
+            after = sum(later.then for later in self.stages[number + 1 :])
+            longest, shortest = max(stage.first, stage.then), min(stage.first, stage.then)
+            ends.append(before + longest + shortest / stage.links + after)
+        return max(ends)
 
     @property
     def shared(self) -> float:
@@ -38,9 +60,9 @@ class Beside:
     @property
     def seconds(self) -> float:
         """Of both; never more than one after the other."""
-        return min(self.first + self.then, max(self.pipelined, self.shared))
+        return min(self.apart, max(self.pipelined, self.shared))
 
     @property
     def saved(self) -> float:
         """Seconds less than one after the other."""
-        return self.first + self.then - self.seconds
+        return self.apart - self.seconds

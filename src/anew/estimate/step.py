@@ -14,7 +14,7 @@ from typing import Any
 from anew.chips import load_chip
 from anew.estimate.capture import Counted, Setting, count_step
 from anew.estimate.host import ADAMW, CONVERSION_BYTES, host_bandwidth, host_bytes, tables, times
-from anew.estimate.overlap import Beside
+from anew.estimate.overlap import Beside, Stage
 from anew.projection import Rates, Scaled, Work, from_memory, read_rates
 from anew.projection.machine import Machine, read_machine
 from anew.projection.rates import COPIES, STREAMING
@@ -224,17 +224,26 @@ def _extrapolated(counted: Counted, rates: Rates, beside: Beside) -> tuple[str, 
 
 
 def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> Beside:
-    """The optimizer of the layers and the forward pass that follows it, layer by layer where gradients are held.
+    """The optimizer and the forward pass that follows it: layer by layer where gradients are held, then the loss.
 
-    Embedding and head are not among them: a step begins with the one and cannot wait.
+    The head's table comes last. Of an embedding that shares it the rows that are looked up are computed ahead; one
+    with a table of its own is not among them: a step begins with it and cannot wait.
     """
-    config = setting.config
+    config, memory = setting.config, machine.memory_gb_s * 1e9
     layers = counted.trained - (0 if setting.tunes else tables(config))
-    traffic = ADAMW * layers
-    forward = sum(times(counted.forward, rates, machine).values())
-    moved = counted.forward.weight_bytes + CONVERSION_BYTES * (counted.forward.read + counted.forward.write)
-    links = config.num_hidden_layers if counted.held else 1
-    return Beside(links, traffic / host_bandwidth(machine), forward, traffic + moved, machine.memory_gb_s * 1e9)
+    table = float(config.vocab_size * config.hidden_size) if counted.tiles else 0.0
+
+    def host(parameters: float) -> float:
+        return ADAMW * parameters / host_bandwidth(machine)
+
+    forward, loss = (sum(times(work, rates, machine).values()) for work in (counted.forward, counted.loss))
+    stages = [Stage(config.num_hidden_layers if counted.held else 1, host(layers), forward)]
+    if counted.tiles:
+        first = loss / counted.chunks
+        stages += [Stage(int(counted.tiles), host(table), first), Stage(1, 0.0, loss - first)]
+    read = counted.forward + (counted.loss if counted.tiles else Work())
+    moved = read.weight_bytes + CONVERSION_BYTES * (read.read + read.write)
+    return Beside(tuple(stages), ADAMW * (layers + table) + moved, memory)
 
 
 def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> tuple[dict[str, float], float]:
@@ -249,5 +258,5 @@ def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) 
     }
     forward = bound["products"] / 3 + bound["run-time weights"] / FETCHES  # of a step's products a third is forward
     size = ADAMW * counted.trained + fetched / FETCHES
-    beside = Beside(setting.config.num_hidden_layers, bound["optimizer"], forward, size, memory)
+    beside = Beside((Stage(setting.config.num_hidden_layers, bound["optimizer"], forward),), size, memory)
     return bound, sum(bound.values()) - beside.saved

@@ -6,7 +6,9 @@ They are for optimizers of :mod:`anew.optim`, which ask for those of their param
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -206,29 +208,48 @@ class OfArgument:
 
 
 class Writes:
-    """What an optimizer still does to parameters in a thread of its own, one after the other."""
+    """What an optimizer still does to parameters in a thread of its own, one after the other.
+
+    Attributes:
+        ahead: of tables that are written last, what gives rows [n, columns] by number [n] as they will be.
+    """
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
-        self._running: dict[int, Future[None]] = {}
+        self._running: defaultdict[int, list[Future[None]]] = defaultdict(list)
+        self.ahead: ByTensor[Callable[[Tensor], Tensor]] = ByTensor()
 
-    def start(self, parameter: Tensor, work: Callable[[], None]) -> None:
-        """Do the work after that which was started before; ``parameter`` is not to be read meanwhile."""
+    def start(self, tensors: Iterable[Tensor], work: Callable[[], None]) -> None:
+        """Do the work after that which was started before; these tensors are not to be read meanwhile."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="anew-optimizer")
-        self._running[id(parameter)] = self._thread.submit(work)
+        running = self._thread.submit(work)
+        for x in tensors:
+            self._running[id(x)].append(running)
+            _writers.set(x, self)
 
     def wait(self, tensors: Iterable[Tensor]) -> None:
         """Wait until these tensors can be read; raises what went wrong in writing them."""
         if self._running:
             for x in tensors:
-                if running := self._running.get(id(x)):
+                for running in self._running.get(id(x), ()):
                     running.result()
 
     def wait_all(self) -> None:
         """Wait until all can be read; raises what went wrong first."""
-        running = list(self._running.values())
+        running = list(itertools.chain.from_iterable(self._running.values()))
         for work in running:
             work.exception()
         self._running.clear()
+        self.ahead = ByTensor()
         for work in running:
             work.result()
+
+
+#: Whose thread has written a tensor, or still does.
+_writers: ByTensor[Writes] = ByTensor()
+
+
+def wait_for(tensor: Tensor) -> None:
+    """Wait until a tensor can be read, whatever session's optimizer writes it; raises what went wrong in writing it."""
+    if (writes := _writers.find(tensor)) is not None:
+        writes.wait([tensor])

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from anew.errors import UserError
 from anew.frontend.layers import repeated_layers
+from anew.frontend.loss.causal_lm import verdict_of
+from anew.frontend.loss.deferred import DeferringHead
 from anew.frontend.model import session_of
-from anew.optim.embedding import hold_rows
-from anew.optim.shares import Share, large, shares
+from anew.optim.embedding import RowsEmbedding, hold_rows
+from anew.optim.shares import large, shares
+from anew.optim.step import Step
 from anew.optim.update import Rule
 
 
@@ -38,11 +41,14 @@ class OnEngine(torch.optim.Adam):
         for p in self._large:
             self._held.hold(p)
         weakref.finalize(self, self._held.release, list(self._large)).atexit = False  # then they have a .grad again
-        hold_rows(model, self._held)
+        hold_rows(model, session)
         self._clip = 1.0
         self._order = {p: i for i, p in enumerate(_by_need(model))}
+        self._model = weakref.ref(model)
+        self._last: set[Tensor] = set()
         if self.overlap:
             self._outside = _outside(model) & self._large
+            self._read_by_rows = _read_by_rows(model) & self._large
             _wait_before(model, self)
 
     @torch.no_grad()
@@ -56,19 +62,39 @@ class OnEngine(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = dict(self._matrices())
+        steps = dict(self._matrices())
         self._scale_small()
         for p in self._large:
             p.grad = None  # PyTorch's kernel steps what has a gradient
         super().step()
-        for p in sorted(work, key=lambda p: self._order.get(p, 0)):
+        self._last = self._tables() if self.overlap else set()
+        for p in sorted(steps, key=lambda p: (p in self._last, self._order.get(p, 0))):
             torch.autograd.graph.increment_version(p)
-            self._writes.start(p, work[p]) if self.overlap else work[p]()
+            self._start(p, steps[p]) if self.overlap else steps[p]()
         self._clip = 1.0
         return loss
 
-    def _matrices(self) -> Iterator[tuple[Tensor, Callable[[], None]]]:
-        """The matrices that have a gradient, and what takes their step."""
+    def _start(self, p: Tensor, step: Step) -> None:
+        """Let the step be taken in the thread, share by share."""
+        if p in self._last:
+            self._writes.ahead.set(p, step.ahead)
+        for part in step.parts:
+            self._writes.start({p, part.weight}, part)
+
+    def _tables(self) -> set[Tensor]:
+        """The tables that can be stepped after all else.
+
+        What reads them before the loss region, which waits for each of its tiles, are embeddings, which compute the
+        few rows that they look up.
+        """
+        model = self._model()
+        verdict = verdict_of(model) if model is not None else None
+        if model is None or verdict is None or not verdict.used:
+            return set()
+        return {head.weight for head in model.modules() if isinstance(head, DeferringHead)} & self._read_by_rows
+
+    def _matrices(self) -> Iterator[tuple[Tensor, Step]]:
+        """The matrices that have a gradient, and their step."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             decoupled = group["decoupled_weight_decay"]
@@ -83,7 +109,7 @@ class OnEngine(torch.optim.Adam):
                     state["step"] = torch.zeros((), dtype=torch.float32)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
-                yield p, _Step(found, state, rule.numbers(state["step"].item()), self._weights)
+                yield p, Step(p, found, state, rule.numbers(state["step"].item()), self._weights)
 
     def clip_norm(self, most: float) -> float:
         """Return the norm of all gradients; the next step scales them to ``most`` if it is larger. 0 clips nothing."""
@@ -123,8 +149,8 @@ class OnEngine(torch.optim.Adam):
             self._held.to_grad(p)
 
     def wait_outside(self) -> None:
-        """Wait for the matrices that are read outside the model's repeated layers."""
-        self._writes.wait(self._outside)
+        """Wait for the matrices that are read outside the model's repeated layers, but for tables that come last."""
+        self._writes.wait(self._outside - self._last)
 
     def state_dict(self) -> dict[str, Any]:
         """That of PyTorch's optimizer, once all is written."""
@@ -158,19 +184,6 @@ class EngineAdamW(OnEngine):
         super().__init__(model, params, weight_decay=weight_decay, decoupled_weight_decay=True, **settings)
 
 
-class _Step:
-    """A step that is to be taken; what it has read goes back to the pool."""
-
-    def __init__(self, shares: list[Share], *arguments: Any) -> None:
-        self.shares, self.arguments = shares, arguments
-
-    def __call__(self) -> None:
-        """Take it, once."""
-        taken, self.shares = self.shares, []
-        for share in taken:
-            share.step(*self.arguments)
-
-
 def settle(optimizer: torch.optim.Optimizer) -> None:
     """Wait until an optimizer has written all weights and moments: before anything reads them outside the model."""
     if isinstance(optimizer, OnEngine):
@@ -195,6 +208,13 @@ def _is_large(p: Tensor) -> bool:
 def _outside(model: nn.Module) -> set[Tensor]:
     inside = {p for layer in repeated_layers(model) for p in layer.parameters()}
     return {p for p in model.parameters() if p not in inside}
+
+
+def _read_by_rows(model: nn.Module) -> set[Tensor]:
+    """Weights of which embeddings read rows, a deferred head's logits all of it when they must, and nothing else."""
+    readers = (RowsEmbedding, DeferringHead)
+    owners = [(p, type(m) in readers) for m in model.modules() for p in m.parameters(recurse=False)]
+    return {p for p, _ in owners} - {p for p, by_rows in owners if not by_rows}
 
 
 def _by_need(model: nn.Module) -> Iterable[Tensor]:

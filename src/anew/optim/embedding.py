@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anew.frontend.held import HeldGradients
+from anew.frontend.held import wait_for
 from anew.frontend.instances import ByTensor
+from anew.frontend.session import Session
 
 #: Where the gradients of a table's rows go. A copy of the module has another table, and plain gradients.
-_holders: ByTensor[HeldGradients] = ByTensor()
+_sessions: ByTensor[Session] = ByTensor()
 
 
 class RowsEmbedding(nn.Embedding):
@@ -20,11 +21,12 @@ class RowsEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows of the table."""
-        gradients = _holders.find(self.weight)
-        held = gradients is not None and gradients.holds(self.weight)
-        if gradients is None or not held or not self.weight.requires_grad or not torch.is_grad_enabled():
+        session = _sessions.find(self.weight)
+        held = session is not None and session.held.holds(self.weight)
+        if session is None or not held or not self.weight.requires_grad or not torch.is_grad_enabled():
+            wait_for(self.weight)
             return super().forward(input)
-        rows: Tensor = _Rows.apply(input, self.weight, self.padding_idx, gradients)
+        rows: Tensor = _Rows.apply(input, self.weight, self.padding_idx, session)
         return rows
 
 
@@ -32,11 +34,16 @@ class _Rows(torch.autograd.Function):
     """The rows of a table, whose gradients are held."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, padding_idx: int | None, gradients: HeldGradients) -> Tensor:
-        """Look the rows up."""
+    def forward(ctx: Any, input: Tensor, weight: Tensor, padding_idx: int | None, session: Session) -> Tensor:
+        """Look the rows up; those of a table that is still to be written are computed ahead."""
         ctx.save_for_backward(input)
-        ctx.weight, ctx.padding_idx, ctx.gradients = weight, padding_idx, gradients
-        return F.embedding(input, weight)
+        ctx.weight, ctx.padding_idx, ctx.gradients = weight, padding_idx, session.held
+        ahead = session.writes.ahead.find(weight)
+        ids, places = input.unique(return_inverse=True)
+        if ahead is None or not len(ids) or ids[0] < 0 or ids[-1] >= len(weight):
+            session.writes.wait([weight])
+            return F.embedding(input, weight)
+        return F.embedding(places, ahead(ids))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
@@ -55,10 +62,10 @@ class _Rows(torch.autograd.Function):
         return None, None, None, None
 
 
-def hold_rows(model: nn.Module, gradients: HeldGradients) -> None:
+def hold_rows(model: nn.Module, session: Session) -> None:
     """Let the embeddings of a model whose tables are held give gradients of rows, in place."""
     for module in model.modules():
         plain = type(module) in (nn.Embedding, RowsEmbedding) and module.max_norm is None
-        if plain and not module.scale_grad_by_freq and not module.sparse and gradients.holds(module.weight):  # type: ignore[arg-type]
+        if plain and not module.scale_grad_by_freq and not module.sparse and session.held.holds(module.weight):  # type: ignore[arg-type]
             module.__class__ = RowsEmbedding
-            _holders.set(module.weight, gradients)  # type: ignore[arg-type]
+            _sessions.set(module.weight, session)  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from anew.optim.update import Gradient, update
 
 #: Elements below which PyTorch's kernel, which takes many parameters in one call, is as fast.
 SMALLEST = 1 << 15
+#: Adam's two, as PyTorch names them.
+MOMENTS = "exp_avg", "exp_avg_sq"
 #: Columns below which rows are too short for the kernels to be fast.
 NARROWEST = 32
 
@@ -55,8 +57,17 @@ class Share:
 
     def step(self, state: Mapping[str, Tensor], numbers: tuple[np.float32, ...], store: WeightStore) -> None:
         """Take its step; ``state`` is the parameter's."""
-        own = {name: state[name][self.rows] for name in ("exp_avg", "exp_avg_sq")}
+        own = {name: state[name][self.rows] for name in MOMENTS}
         update(self.weight, own, self.gradient, numbers, store, self.before)
+
+    def ahead(
+        self, rows: Tensor, state: Mapping[str, Tensor], numbers: tuple[np.float32, ...], store: WeightStore
+    ) -> Tensor:
+        """Some of its rows, by their place among them, as its step will leave them; nothing is changed."""
+        weight = self.weight.detach()[self.before :][rows]
+        own = {name: state[name][self.rows][rows] for name in MOMENTS}
+        update(weight, own, Gradient(self.gradient.of_rows(rows), []), numbers, store)
+        return weight
 
 
 def shares(parameter: Tensor, held: HeldGradients) -> list[Share]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from anew.device.transfer import as_rows, float_of_largest, store
@@ -76,6 +78,17 @@ class Gradient:
         if self.dense is None or self.places is None:
             return 0.0
         return float(self.dense[self.places[self.places >= 0]].double().square_().sum())
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """That of some rows [n] of a matrix, in float32 [n, columns], added as the kernels add it."""
+        terms = [piece.buffer[rows].float().mul_(2.0**piece.exponent) for piece in self.pieces]
+        if self.dense is not None and self.places is None:
+            terms.insert(0, self.dense[rows])
+        total = functools.reduce(torch.add, terms) if terms else torch.zeros(len(rows), self.dense.shape[-1])  # type: ignore[union-attr]
+        if self.dense is not None and self.places is not None:
+            places = self.places[rows]
+            total[places >= 0] = self.dense[places[places >= 0]]
+        return total
 
     def terms(self) -> tuple[Any, ...]:
         """The kernels' arguments from ``dense`` to ``second_factor``."""

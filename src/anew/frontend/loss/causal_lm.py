@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anew.frontend.held import wait_for
 from anew.frontend.loss.check import PENDING, LossVerdict, check
 from anew.frontend.loss.deferred import DeferredLogits, DeferringHead
 from anew.frontend.loss.function import cross_entropy
@@ -52,6 +53,7 @@ class CausalLoss:
         if self.verdict.used is False or not _fits(call, logits):
             return self.own(*args, **kwargs)
         if self.verdict is PENDING:
+            wait_for(head.weight)
             self.verdict = check(self.region, _with_other_data(self.own, args, kwargs), call, hidden, head)
             if not self.verdict.used:
                 return self.own(*args, **kwargs)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from anew.errors import AnewError
+from anew.frontend.held import wait_for
 
 #: What may be asked of deferred logits without computing them.
 _KNOWN_AHEAD = {
@@ -31,6 +32,8 @@ class DeferringHead(nn.Linear):
         """Logits [..., vocabulary] of hidden states [..., features], deferred in plain fp32 eager mode."""
         plain = type(input) is Tensor and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if not torch.compiler.is_compiling():
+                wait_for(self.weight)
             return super().forward(input)
         return DeferredLogits(input, self)
 
@@ -74,6 +77,7 @@ class DeferredLogits(Tensor):
                     "these logits were not computed, as the loss did not need them, and the head's weight has changed "
                     'since; read outputs.logits before the optimizer steps, or compile with loss="apart"'
                 )
+            wait_for(weight)
             with torch.set_grad_enabled(self._grad_enabled):
                 self._computed = F.linear(self.hidden, weight, self.head.bias)
         return self._computed

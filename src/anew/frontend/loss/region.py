@@ -101,8 +101,8 @@ class LossRegion:
 
         ``keep``: a backward pass may follow.
         """
+        mass = self._mass(head, keep)  # each tile's run waits for the weight's rows of that tile, not for all of it
         self.session.writes.wait([head.weight])
-        mass = self._mass(head, keep)
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL
         return F.softplus(gap).where(labelled, 0.0), gap.sigmoid().where(labelled, 0.0), mass
