@@ -219,3 +219,42 @@ def test_gradients_are_plain_again_once_the_optimizer_is_gone():
     gc.collect()
     loss_of(net, 0).backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(192, 192, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.inner(x))
+
+
+def held_gradients(overlap: bool) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Gradients of a settled layer for tokens that are all alike: that of the weight alone grows by that.
+
+    With it that of the input, and how many runs were repeated: before gradients were asked for, and in all.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(Residual())
+    x, cotangent = torch.randn(2, 256, 192)
+    anew.compile(net, device="emulator", chip="m4", strict=True)
+    optimizer = EngineAdamW(net, net.parameters(), overlap=overlap)
+    counts = session_of(net).counts
+    for tokens in (256, 256, 256, 256, 1):
+        optimizer.zero_grad()
+        alike = x[:tokens].expand(256, -1).clone().requires_grad_()
+        before = counts.rescaled
+        (net(alike) * cotangent[:tokens]).sum().backward()
+    at_once = counts.rescaled - before
+    optimizer.to_grads()
+    return net[0].inner.weight.grad, alike.grad, at_once, counts.rescaled - before
+
+
+def test_a_weights_gradient_that_grew_is_measured_beside_the_next_layer_too() -> None:
+    wanted, _, at_once, repeated = held_gradients(overlap=False)
+    assert at_once == repeated > 0
+    found, of_input, at_once, again = held_gradients(overlap=True)
+    assert (at_once, again) == (0, repeated)
+    assert torch.equal(found, wanted)
+    assert of_input.isfinite().all()

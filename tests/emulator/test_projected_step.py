@@ -164,7 +164,7 @@ def test_runs_of_equal_setting_are_counted_once(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(found: Estimate) -> None:
-    serial = found.seconds + found.beside.saved
+    serial = found.seconds + found.overlap
     assert serial == pytest.approx(sum(found.split.values())) == pytest.approx(sum(found.parts.values()))
     assert found.low < found.seconds < found.high
     assert found.bound_beside <= sum(found.bound.values()) < found.seconds
@@ -191,7 +191,7 @@ def test_held_gradients_are_not_copied_and_the_optimizer_runs_beside_the_next_fo
     assert norms <= held.counted.work.read < head
     assert norms <= held.counted.work.write < head
     assert 0 < held.beside.saved < 28 * matrices / (held.machine.memory_gb_s * 1e9 * 5 / 6)
-    assert held.seconds == pytest.approx(sum(held.split.values()) - held.beside.saved)
+    assert held.seconds == pytest.approx(sum(held.split.values()) - held.overlap)
 
 
 @pytest.mark.parametrize(

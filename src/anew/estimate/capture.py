@@ -99,7 +99,7 @@ class Counted:
     """Amounts of one step, which add.
 
     Attributes:
-        work: of the engine and of the host's copies. forward: the part of the layers' forward programs in it.
+        work: of the engine and of the host's copies. forward, backward: the parts of the layers' programs in it.
         loss: the part of the loss's forward programs. tiles, chunks: of the vocabulary and of the tokens, which the
             loss is cut into; no tiles where the head does not train.
         parameters, trained: of the model, and those with a gradient.
@@ -112,6 +112,7 @@ class Counted:
 
     work: Work
     forward: Work
+    backward: Work
     parameters: float
     trained: float
     buffers: float
@@ -232,11 +233,13 @@ class _Small:
         plans = [*session.plans, *session.lean_plans]
         loss = {plan.text for plan in plans if " loss " in plan.name}
         backward = {plan.text for plan in plans if "backward" in plan.name}
+        forward = {plan.text for plan in plans} - backward
         plain = _inside(model)
         programs = len({plan.text for plan in plans} - loss)
         return Counted(
             device.total(plans, left_out=loss),
             device.total(plans, left_out=loss | backward),
+            device.total(plans, left_out=loss | forward),
             sum(p.numel() for p in plain),
             sum(p.numel() for p in plain if p.requires_grad),
             device.buffers.allocated_bytes,
@@ -351,6 +354,7 @@ def _head(setting: Setting, chip: str) -> Counted:
     buffers = FP16_BYTES * (vocabulary * features + 2 * logits + (runs * logits if kept else 0))
     return Counted(
         ahead + work,
+        Work(),
         Work(),
         tables,
         tables if trained else 0,

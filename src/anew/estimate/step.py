@@ -13,8 +13,9 @@ from typing import Any
 
 from anew.chips import load_chip
 from anew.estimate.capture import Counted, Setting, count_step
-from anew.estimate.host import ADAMW, CONVERSION_BYTES, host_bandwidth, host_bytes, tables, times
+from anew.estimate.host import ADAMW, CONVERSION_BYTES, NORM, host_bandwidth, host_bytes, tables, times
 from anew.estimate.overlap import Beside, Stage
+from anew.frontend.scales import INTERVAL
 from anew.projection import Rates, Scaled, Work, from_memory, read_rates
 from anew.projection.machine import Machine, read_machine
 from anew.projection.rates import COPIES, STREAMING
@@ -47,7 +48,8 @@ class Estimate:
         seconds: of a step; low, high: between which four of five measurements of programs are expected, host work taken
             as it is.
         split: ``engine``, ``copies``, ``host`` and ``wait`` (the floor of each dispatch), one after the other; parts:
-            finer. beside: the optimizer and the forward that follows it, of which a part overlaps.
+            finer. beside: the optimizer and the forward that follows it, of which a part overlaps. looks: the layers'
+            backward pass and what the host finds out about the gradients that it leaves, likewise.
         bound: ``products`` (at their rate), ``run-time weights`` (each fetched once forward and once backward),
             ``optimizer`` (its traffic) and ``dispatch``, one after the other: what this plan cannot do without.
         bound_beside: the same with the optimizer beside the next forward.
@@ -64,12 +66,18 @@ class Estimate:
     split: dict[str, float]
     parts: dict[str, float]
     beside: Beside
+    looks: Beside
     bound: dict[str, float]
     bound_beside: float
     compile: tuple[float, float]
     machine: Machine
     extrapolated: tuple[str, ...]
     scaled: Scaled | None
+
+    @property
+    def overlap(self) -> float:
+        """Seconds in which both the host and the engine work."""
+        return self.beside.saved + self.looks.saved
 
     @property
     def tokens_per_second(self) -> float:
@@ -144,7 +152,7 @@ class Estimate:
             "split_ms": {name: 1e3 * s for name, s in self.split.items()},
             "parts_ms": {name: 1e3 * s for name, s in self.parts.items()},
             "streaming_ms": 1e3 * sum(self.parts[name] for name in STREAMING),
-            "overlap_ms": 1e3 * self.beside.saved,
+            "overlap_ms": 1e3 * self.overlap,
             "bound_ms": {name: 1e3 * s for name, s in self.bound.items()},
             "over_bound_without_weights": self.seconds / (sum(self.bound.values()) - self.bound["run-time weights"]),
             "over_bound": self.seconds / sum(self.bound.values()),
@@ -191,9 +199,9 @@ def project(setting: Setting, counted: Counted, chip: str, rates: Rates, machine
         "host": sum(host.values()),
         "wait": parts["dispatches"],
     }
-    beside = _beside(setting, counted, rates, machine)
+    beside, looks = _beside(setting, counted, rates, machine), _looks(setting, counted, rates, machine)
     bound, bound_beside = _bounds(setting, counted, rates, machine)
-    seconds = sum(split.values()) - beside.saved
+    seconds = sum(split.values()) - beside.saved - looks.saved
     spread = [(factor - 1) * (split["engine"] + split["wait"]) for factor in rates.error]
     least, most = COMPILE[engine_of(chip)]
     return Estimate(
@@ -206,6 +214,7 @@ def project(setting: Setting, counted: Counted, chip: str, rates: Rates, machine
         split=split,
         parts=parts | host,
         beside=beside,
+        looks=looks,
         bound=bound,
         bound_beside=bound_beside,
         compile=(least * counted.programs, most * counted.programs),
@@ -242,8 +251,24 @@ def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) 
         first = loss / counted.chunks
         stages += [Stage(int(counted.tiles), host(table), first), Stage(1, 0.0, loss - first)]
     read = counted.forward + (counted.loss if counted.tiles else Work())
-    moved = read.weight_bytes + CONVERSION_BYTES * (read.read + read.write)
-    return Beside(tuple(stages), ADAMW * (layers + table) + moved, memory)
+    return Beside(tuple(stages), ADAMW * (layers + table) + _moved(read), memory)
+
+
+def _looks(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> Beside:
+    """The layers' backward pass, and the pass over a layer's held gradients beside that of the layer below.
+
+    In calls that measure nobody goes on before it.
+    """
+    table = setting.config.vocab_size * setting.config.hidden_size if counted.terms else 0
+    size = NORM * (counted.held - table) * (1.0 - 1.0 / INTERVAL)
+    backward = sum(times(counted.backward, rates, machine).values())
+    stage = Stage(setting.config.num_hidden_layers, backward, size / host_bandwidth(machine))
+    return Beside((stage,), size + _moved(counted.backward), machine.memory_gb_s * 1e9)
+
+
+def _moved(work: Work) -> float:
+    """Bytes that engine and copies read and write in memory."""
+    return work.weight_bytes + CONVERSION_BYTES * (work.read + work.write)
 
 
 def _bounds(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> tuple[dict[str, float], float]:

@@ -42,7 +42,7 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
     return [
         ("time of a step", f"{1e3 * found.seconds:.1f} ms ({1e3 * found.low:.1f} to {1e3 * found.high:.1f})"),
         *((f"  {name}", f"{1e3 * s:.1f} ms, {s / found.seconds:.0%}") for name, s in found.split.items()),
-        *([("  of it beside each other", f"{1e3 * found.beside.saved:.1f} ms")] if found.beside.saved else []),
+        *([("  of it beside each other", f"{1e3 * found.overlap:.1f} ms")] if found.overlap else []),
         ("most of it", ", ".join(f"{name.removeprefix('host: ')} {1e3 * s:.1f}" for s, name in small[:5])),
         ("tokens/s", f"{found.tokens_per_second:.0f}"),
         ("TFLOPS", f"{found.tflops:.2f}"),

@@ -203,10 +203,12 @@ class Binding:
         cotangents: Cotangents,
         maxima: np.ndarray,
         held: Mapping[int, Tensor],
+        *,
+        later: bool = False,
     ) -> dict[str, Found]:
         """What the outputs hold, by port; fills in the maxima: the program's own and those found while reading.
 
-        Results at the positions of ``held`` stay where they are.
+        Results at the positions of ``held`` stay where they are; ``later``: :meth:`look` is to find their maxima.
         """
         if rows := self.plan.scales.maxima_rows:
             maxima[:rows] = outputs[MAXIMA].flatten().numpy()
@@ -217,8 +219,10 @@ class Binding:
                 continue
             exponent = -self._carried(port, state) - (cotangents.exponent if port.linear else 0)
             if len(port.results) == 1 and port.results[0] in held:
-                largest, squares = measure(buffer)
-                found[port.name] = Piece(buffer, exponent, squares * 4.0**exponent)
+                piece = found[port.name] = Piece(buffer, exponent)
+                if later:
+                    continue
+                largest = piece.measure()
             else:
                 found[port.name], largest = x, _ = load(buffer, exponent)
                 if not self.backward or port.shape in self.cotangent_shapes:  # the next region may take it
@@ -226,6 +230,14 @@ class Binding:
             if port.maximum_row is not None:
                 maxima[port.maximum_row] = largest
         return found
+
+    def look(self, found: Mapping[str, Found], maxima: np.ndarray) -> None:
+        """Measure the results that stay where they are, and fill in their maxima."""
+        for port in self.plan.outputs:
+            if isinstance(piece := found[port.name], Piece):
+                largest = piece.measure()
+                if port.maximum_row is not None:
+                    maxima[port.maximum_row] = largest
 
     def _carried(self, port: OutputPort, state: ScaleState) -> int:
         """The exponent of the scales that a product carries out of the program."""

@@ -7,6 +7,7 @@ They are for optimizers of :mod:`anew.optim`, which ask for those of their param
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from anew.device.transfer import load
+from anew.device.transfer import load, measure
 from anew.frontend.instances import ByTensor
+from anew.frontend.looks import Looks
 
 if TYPE_CHECKING:
     from anew.frontend.table_gradient import Part, TableGradient
@@ -33,7 +35,13 @@ class Piece:
 
     buffer: Tensor
     exponent: int
-    squares: float
+    squares: float = math.nan
+
+    def measure(self) -> float:
+        """Find ``squares``; returns the largest magnitude in the buffer."""
+        largest, squares = measure(self.buffer)
+        self.squares = squares * 4.0**self.exponent
+        return largest
 
 
 #: Numbers of rows of a table, and their gradients; a number may stand there more than once.
@@ -49,6 +57,8 @@ class HeldGradients:
         self._tables: ByTensor[TableGradient] = ByTensor()
         #: The tiles that a head's weight is uploaded in.
         self.tiles: ByTensor[list[Part]] = ByTensor()
+        #: What is still to be found out about those that were added; a look may replace what is in its piece.
+        self.looks = Looks()
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -140,7 +150,8 @@ class HeldGradients:
         return pieces
 
     def of(self, parameter: Tensor) -> list[Piece]:
-        """Return what is held of a parameter."""
+        """Return what is held of a parameter, once it is known to be good."""
+        self.looks.settle()
         return self._pieces.find(parameter) or []
 
 

@@ -11,15 +11,15 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from anew.device.base import Device
 from anew.errors import AnewError
-from anew.frontend.binding import Binding, Variant
-from anew.frontend.held import Holding
+from anew.frontend.binding import Binding, Found, Variant
+from anew.frontend.held import Holding, Piece
 from anew.frontend.scale_store import ScaleStore, program_key
 from anew.frontend.scales import ScaleState
 from anew.frontend.weight_store import BEYOND, WeightStore
@@ -103,24 +103,35 @@ class Segment:
             return self.binding.nan_results()
         held = self.holding.parameters(args) if self.holding else {}
         results = self._call_lean(state, args, peaks, held)
-        return self._call_measured(state, args, peaks, held) if results is None else results
+        if results is None:
+            found, values = self._measured(state, args, peaks, held)
+            results = self.binding.results(args, found, values, held)
+        return results
 
     def state(self, args: Sequence[Tensor]) -> ScaleState:
         """The scale state of the instance these arguments belong to, known by its first weight if it has any."""
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
         return self.scales.state(None if first is None else args[first], self.key, self.plan)
 
-    def _call_measured(
+    def _run(self, binding: Binding, variant: Variant, *arguments: Any) -> dict[str, Tensor]:
+        """One dispatch; what was to be found out beside it about an earlier one is known afterwards."""
+        self.statistics.dispatches[variant.name] += 1
+        outputs = binding.run(variant, *arguments)
+        if self.holding:
+            self.holding.gradients.looks.settle()
+        return outputs
+
+    def _measured(
         self, state: ScaleState, args: Sequence[Tensor], peaks: dict[str, float], held: dict[int, Tensor]
-    ) -> list[Tensor | None]:
+    ) -> tuple[dict[str, Found], np.ndarray]:
+        """What a good run of the measuring program left, and the values of its maxima."""
         variant = (self.bank and self.bank.find(args)) or self.measuring
         maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
         uploaded = self.binding.upload(variant, args, maxima)
         state.fix(uploaded.exponents)
         for attempt in range(ATTEMPTS):
             cotangents = self.binding.cotangents(args, peaks, state.cotangent)
-            self.statistics.dispatches[variant.name] += 1
-            outputs = self.binding.run(variant, state, args, uploaded.buffers, cotangents)
+            outputs = self._run(self.binding, variant, state, args, uploaded.buffers, cotangents)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
                     maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangents.exponent
@@ -131,7 +142,7 @@ class Segment:
                 self._count(state, attempt)
                 state.settle(values, uploaded.largest, reach, cotangents.share)
                 self.scales.settled(self.key)
-                return self.binding.results(args, found, values, held)
+                return found, values
             if verdict == "overflow":
                 self._lower_cotangent(state)
         raise AnewError(
@@ -153,14 +164,34 @@ class Segment:
         used = state.relaxed(binding.plan.scales, uploaded.exponents)
         if used is None or not state.holds_for(cotangents.share):
             return None
-        self.statistics.dispatches[lean.variant.name] += 1
-        outputs = binding.run(lean.variant, used, args, uploaded.buffers, cotangents)
-        found = binding.read(outputs, used, cotangents, maxima, held)
-        if not used.in_range(maxima) or not state.within(binding.reach(maxima, used, cotangents)):
+        outputs = self._run(binding, lean.variant, used, args, uploaded.buffers, cotangents)
+        looks = self.holding.gradients.looks if self.holding and held else None
+        later = looks is not None and looks.beside
+        found = binding.read(outputs, used, cotangents, maxima, held, later=later)
+
+        def good() -> bool:
+            return used.in_range(maxima) and state.within(binding.reach(maxima, used, cotangents))
+
+        def judge() -> None:
+            if not good():
+                self._replace(found, state, args, peaks, held)
+
+        if not good():
             self.statistics.rescaled += 1
             return None
         state.calls += 1
+        if looks is not None and later:
+            looks.start(lambda: binding.look(found, maxima), judge)
         return binding.results(args, found, maxima, held)
+
+    def _replace(self, found: dict[str, Found], state: ScaleState, *arguments: Any) -> None:
+        """Put the gradients of a run that measures in the place of those that were found not to be good."""
+        self.statistics.rescaled += 1
+        state.calls -= 1
+        measured, _ = self._measured(state, *arguments)
+        for name, piece in found.items():
+            if isinstance(piece, Piece):
+                vars(piece).update(vars(measured[name]))
 
     def _find_lean(self) -> _Lean | None:
         """The lean program for what all instances agree on; None where no more programs should be loaded."""

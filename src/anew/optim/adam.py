@@ -47,6 +47,7 @@ class OnEngine(torch.optim.Adam):
         self._model = weakref.ref(model)
         self._last: set[Tensor] = set()
         if self.overlap:
+            self._held.looks.beside = True
             self._outside = _outside(model) & self._large
             self._read_by_rows = _read_by_rows(model) & self._large
             _wait_before(model, self)
@@ -91,7 +92,8 @@ class OnEngine(torch.optim.Adam):
         verdict = verdict_of(model) if model is not None else None
         if model is None or verdict is None or not verdict.used:
             return set()
-        return {head.weight for head in model.modules() if isinstance(head, DeferringHead)} & self._read_by_rows
+        tables: set[Tensor] = {head.weight for head in model.modules() if isinstance(head, DeferringHead)}
+        return tables & self._read_by_rows
 
     def _matrices(self) -> Iterator[tuple[Tensor, Step]]:
         """The matrices that have a gradient, and their step."""
@@ -169,8 +171,10 @@ class EngineAdam(OnEngine):
     Args:
         model: that model.
         params: parameters of it, or groups of them, as PyTorch's class takes them.
-        overlap: take the steps of matrices in a thread of their own, beside the next forward pass; by default on an
-            engine of silicon. No number depends on it.
+        overlap: take the steps of matrices in a thread of their own, beside the next forward pass, and look at a
+            layer's gradients beside the backward pass of the next; by default on an engine of silicon. Numbers depend
+            on it only where a lean program's gradients turn out to need their layer to be measured: the layers below
+            then have begun with what it gave them.
         settings: further arguments of PyTorch's class.
 
     Raises UserError for a model that was not compiled, and for ``amsgrad``, ``maximize`` and a tensor as ``lr``.
@@ -213,7 +217,9 @@ def _outside(model: nn.Module) -> set[Tensor]:
 def _read_by_rows(model: nn.Module) -> set[Tensor]:
     """Weights of which embeddings read rows, a deferred head's logits all of it when they must, and nothing else."""
     readers = (RowsEmbedding, DeferringHead)
-    owners = [(p, type(m) in readers) for m in model.modules() for p in m.parameters(recurse=False)]
+    owners: list[tuple[Tensor, bool]] = [
+        (p, type(module) in readers) for module in model.modules() for p in module.parameters(recurse=False)
+    ]
     return {p for p, _ in owners} - {p for p, by_rows in owners if not by_rows}
 
 
