@@ -27,12 +27,15 @@ NORM = 1e-6
 TOKENS = 64
 
 
-def model(tied: bool = True, vocabulary: int = 300) -> nn.Module:
+def model(tied: bool = True, vocabulary: int = 300, bias: bool = False) -> nn.Module:
     """A small model; a vocabulary of 300 has two tiles, of which the second overlaps the first."""
     torch.manual_seed(0)
     sizes = {"vocab_size": vocabulary, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2}
     config = LlamaConfig(**sizes, num_hidden_layers=1, tie_word_embeddings=tied, use_cache=False)
-    return anew.compile(LlamaForCausalLM(config), device="emulator", chip="m4")
+    net = LlamaForCausalLM(config)
+    if bias:
+        net.lm_head.bias = nn.Parameter(torch.zeros(vocabulary))
+    return anew.compile(net, device="emulator", chip="m4")
 
 
 def loss_of(net: nn.Module, number: int) -> torch.Tensor:
@@ -219,13 +222,13 @@ def test_buffers_go_back_to_the_pool_after_the_step() -> None:
 
 
 @contextmanager
-def second_tile_waits(monkeypatch, table: nn.Parameter) -> Iterator[threading.Event]:
-    """Let the step of a table's second tile wait for an event."""
+def table_waits(monkeypatch, table: nn.Parameter, from_row: int = 1) -> Iterator[threading.Event]:
+    """Let the step of a table's parts from a row on wait for an event; from 1: the second tile's."""
     may_go_on = threading.Event()
     take = PartOfStep.__call__
 
     def gated(part: PartOfStep) -> None:
-        if part.parameter is table and part.rows.start:
+        if part.parameter is table and part.rows.start >= from_row:
             assert may_go_on.wait(60)
         take(part)
 
@@ -252,7 +255,7 @@ def test_the_table_is_written_last_and_nothing_waits_for_more_of_it_than_it_read
     theirs = train(one, torch.optim.AdamW(one.parameters(), lr=1e-3, fused=True), steps=5)
     optimizer = EngineAdamW(other, other.parameters(), lr=1e-3, overlap=True)
     train(other, optimizer, steps=3)
-    with second_tile_waits(monkeypatch, head(other)) as may_go_on:
+    with table_waits(monkeypatch, head(other)) as may_go_on:
         step(other, optimizer, 3)
         rows = other.model.embed_tokens(torch.tensor([2, 299, 2]))  # of both tiles
         assert not may_go_on.is_set()
@@ -271,13 +274,44 @@ def test_the_table_is_written_last_and_nothing_waits_for_more_of_it_than_it_read
     assert found[0].item() == theirs[4][0]
 
 
+def own_loss(net: nn.Module, number: int) -> torch.Tensor:
+    """A loss that the loss region has no part in."""
+    ids = torch.randint(0, 64, (2, TOKENS // 2), generator=torch.Generator().manual_seed(number))
+    return net(input_ids=ids).logits.log_softmax(-1).mean().neg()
+
+
+@pytest.mark.parametrize("case", ["bias", "own loss", "other memory"])
+def test_where_a_step_is_not_by_tiles_the_loss_waits_for_all_of_the_table(case, monkeypatch) -> None:
+    net = model(tied=False, bias=case == "bias")
+    loss_of(net, 0)  # the loss region is found to be right
+    optimizer = EngineAdamW(net, net.parameters(), lr=1e-2, overlap=True)
+    for number in range(2):
+        (own_loss if case == "own loss" else loss_of)(net, number).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    settle(optimizer)
+    (own_loss if case == "own loss" else loss_of)(net, 3).backward()
+    if case == "other memory":
+        head(net).data = head(net).data.clone()
+    with table_waits(monkeypatch, head(net), from_row=0) as may_go_on:
+        optimizer.step()
+        optimizer.zero_grad()
+        runs = forward_runs(net)
+        threading.Timer(0.3, lambda: (found.append(forward_runs(net)), may_go_on.set())).start()
+        found: list[int] = []
+        waited = loss_of(net, 4).item()
+    assert found == [runs]
+    settle(optimizer)
+    assert loss_of(net, 4).item() == waited
+
+
 @pytest.mark.parametrize("read", ["logits", "rows", "state"])
 def test_what_reads_a_table_otherwise_waits_for_all_of_it(read, monkeypatch) -> None:
     net = model()
     optimizer = EngineAdamW(net, net.parameters(), lr=1e-3, overlap=True)
     train(net, optimizer, steps=2)
     ids = torch.arange(280, 296).view(1, -1)
-    with second_tile_waits(monkeypatch, head(net)) as may_go_on:
+    with table_waits(monkeypatch, head(net)) as may_go_on:
         step(net, optimizer, 2)
         threading.Timer(0.2, may_go_on.set).start()
         with torch.no_grad():

@@ -246,7 +246,7 @@ def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) 
         return ADAMW * parameters / host_bandwidth(machine)
 
     forward, loss = (sum(times(work, rates, machine).values()) for work in (counted.forward, counted.loss))
-    stages = [Stage(config.num_hidden_layers if counted.held else 1, host(layers), forward)]
+    stages = [Stage(setting.trained_layers if counted.held else 1, host(layers), forward)]
     if counted.tiles:
         first = loss / counted.chunks
         stages += [Stage(int(counted.tiles), host(table), first), Stage(1, 0.0, loss - first)]
@@ -262,7 +262,7 @@ def _looks(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -
     table = setting.config.vocab_size * setting.config.hidden_size if counted.terms else 0
     size = NORM * (counted.held - table) * (1.0 - 1.0 / INTERVAL)
     backward = sum(times(counted.backward, rates, machine).values())
-    stage = Stage(setting.config.num_hidden_layers, backward, size / host_bandwidth(machine))
+    stage = Stage(setting.trained_layers, backward, size / host_bandwidth(machine))
     return Beside((stage,), size + _moved(counted.backward), machine.memory_gb_s * 1e9)
 
 

@@ -53,6 +53,7 @@ class HeldGradients:
 
     def __init__(self) -> None:
         self._pieces: ByTensor[list[Piece]] = ByTensor()
+        self._later: ByTensor[bool] = ByTensor()
         self._rows: ByTensor[Rows | None] = ByTensor()
         self._tables: ByTensor[TableGradient] = ByTensor()
         #: The tiles that a head's weight is uploaded in.
@@ -63,14 +64,16 @@ class HeldGradients:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def hold(self, parameter: Tensor) -> None:
-        """From now on hold this parameter's gradients."""
+    def hold(self, parameter: Tensor, *, later: bool = False) -> None:
+        """From now on hold this parameter's gradients; ``later``: they may be looked at after they were added."""
         self._pieces.set(parameter, [])
+        self._later.set(parameter, later)
 
     def release(self, parameters: Iterable[Tensor]) -> None:
         """From now on these parameters' gradients are in ``.grad``; what is held of them is forgotten."""
         for parameter in parameters:
             self._pieces.discard(parameter)
+            self._later.discard(parameter)
             self._rows.discard(parameter)
             self._tables.discard(parameter)
             self.tiles.discard(parameter)
@@ -78,6 +81,11 @@ class HeldGradients:
     def holds(self, parameter: Tensor) -> bool:
         """Whether this parameter's gradients are held."""
         return self._pieces.find(parameter) is not None
+
+    def later(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether gradients of all of these, of one layer at least, can be looked at later."""
+        found = [self._later.find(parameter) for parameter in parameters]
+        return bool(found) and all(found) and self.looks.possible
 
     def add(self, parameter: Tensor, piece: Piece) -> None:
         """Add one to a parameter's gradients; from the third on they are summed in ``.grad``."""
@@ -246,12 +254,13 @@ class Writes:
                     running.result()
 
     def wait_all(self) -> None:
-        """Wait until all can be read; raises what went wrong first."""
-        running = list(itertools.chain.from_iterable(self._running.values()))
+        """Wait until all that was started can be read; raises what went wrong first."""
+        running = dict.fromkeys(itertools.chain.from_iterable(list(self._running.values())))
         for work in running:
             work.exception()
-        self._running.clear()
-        self.ahead = ByTensor()
+        for key, works in list(self._running.items()):  # what another model's optimizer started meanwhile stays
+            if all(work in running for work in works):
+                del self._running[key]
         for work in running:
             work.result()
 

@@ -113,25 +113,24 @@ class Segment:
         first = next((port.argument for port in self.plan.inputs if port.kind == "weight"), None)
         return self.scales.state(None if first is None else args[first], self.key, self.plan)
 
-    def _run(self, binding: Binding, variant: Variant, *arguments: Any) -> dict[str, Tensor]:
-        """One dispatch; what was to be found out beside it about an earlier one is known afterwards."""
-        self.statistics.dispatches[variant.name] += 1
-        outputs = binding.run(variant, *arguments)
+    def _settle(self) -> None:
+        """Let what was to be found out about gradients beside this run be known."""
         if self.holding:
             self.holding.gradients.looks.settle()
-        return outputs
 
     def _measured(
         self, state: ScaleState, args: Sequence[Tensor], peaks: dict[str, float], held: dict[int, Tensor]
     ) -> tuple[dict[str, Found], np.ndarray]:
         """What a good run of the measuring program left, and the values of its maxima."""
+        self._settle()  # it may be of the same instance, and then changes its exponents
         variant = (self.bank and self.bank.find(args)) or self.measuring
         maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
         uploaded = self.binding.upload(variant, args, maxima)
         state.fix(uploaded.exponents)
         for attempt in range(ATTEMPTS):
             cotangents = self.binding.cotangents(args, peaks, state.cotangent)
-            outputs = self._run(self.binding, variant, state, args, uploaded.buffers, cotangents)
+            self.statistics.dispatches[variant.name] += 1
+            outputs = self.binding.run(variant, state, args, uploaded.buffers, cotangents)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
                     maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangents.exponent
@@ -164,9 +163,10 @@ class Segment:
         used = state.relaxed(binding.plan.scales, uploaded.exponents)
         if used is None or not state.holds_for(cotangents.share):
             return None
-        outputs = self._run(binding, lean.variant, used, args, uploaded.buffers, cotangents)
-        looks = self.holding.gradients.looks if self.holding and held else None
-        later = looks is not None and looks.beside
+        self.statistics.dispatches[lean.variant.name] += 1
+        outputs = binding.run(lean.variant, used, args, uploaded.buffers, cotangents)
+        self._settle()
+        later = self.holding is not None and self.holding.gradients.later(held.values())
         found = binding.read(outputs, used, cotangents, maxima, held, later=later)
 
         def good() -> bool:
@@ -180,18 +180,20 @@ class Segment:
             self.statistics.rescaled += 1
             return None
         state.calls += 1
-        if looks is not None and later:
-            looks.start(lambda: binding.look(found, maxima), judge)
+        if self.holding is not None and later:
+            self.holding.gradients.looks.start(lambda: binding.look(found, maxima), judge)
         return binding.results(args, found, maxima, held)
 
     def _replace(self, found: dict[str, Found], state: ScaleState, *arguments: Any) -> None:
         """Put the gradients of a run that measures in the place of those that were found not to be good."""
         self.statistics.rescaled += 1
         state.calls -= 1
+        pieces = {name: piece for name, piece in found.items() if isinstance(piece, Piece)}
+        for piece in pieces.values():  # in case there is no such run
+            piece.squares = math.nan
         measured, _ = self._measured(state, *arguments)
-        for name, piece in found.items():
-            if isinstance(piece, Piece):
-                vars(piece).update(vars(measured[name]))
+        for name, piece in pieces.items():
+            vars(piece).update(vars(measured[name]))
 
     def _find_lean(self) -> _Lean | None:
         """The lean program for what all instances agree on; None where no more programs should be loaded."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from anew.errors import UserError
 from anew.frontend.layers import repeated_layers
-from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.deferred import DeferringHead
 from anew.frontend.model import session_of
 from anew.optim.embedding import RowsEmbedding, hold_rows
@@ -39,15 +38,13 @@ class OnEngine(torch.optim.Adam):
         trained = [p for group in self.param_groups for p in group["params"]]
         self._large = {p for p in trained if _is_large(p)}
         for p in self._large:
-            self._held.hold(p)
+            self._held.hold(p, later=self.overlap)
         weakref.finalize(self, self._held.release, list(self._large)).atexit = False  # then they have a .grad again
         hold_rows(model, session)
         self._clip = 1.0
         self._order = {p: i for i, p in enumerate(_by_need(model))}
-        self._model = weakref.ref(model)
         self._last: set[Tensor] = set()
         if self.overlap:
-            self._held.looks.beside = True
             self._outside = _outside(model) & self._large
             self._read_by_rows = _read_by_rows(model) & self._large
             _wait_before(model, self)
@@ -68,7 +65,7 @@ class OnEngine(torch.optim.Adam):
         for p in self._large:
             p.grad = None  # PyTorch's kernel steps what has a gradient
         super().step()
-        self._last = self._tables() if self.overlap else set()
+        self._last = {p for p, step in steps.items() if self.overlap and self._can_wait(p, step)}
         for p in sorted(steps, key=lambda p: (p in self._last, self._order.get(p, 0))):
             torch.autograd.graph.increment_version(p)
             self._start(p, steps[p]) if self.overlap else steps[p]()
@@ -82,18 +79,17 @@ class OnEngine(torch.optim.Adam):
         for part in step.parts:
             self._writes.start({p, part.weight}, part)
 
-    def _tables(self) -> set[Tensor]:
-        """The tables that can be stepped after all else.
+    def _can_wait(self, p: Tensor, step: Step) -> bool:
+        """Whether a parameter can be stepped after all others: a table of which nobody waits for more than he reads.
 
-        What reads them before the loss region, which waits for each of its tiles, are embeddings, which compute the
-        few rows that they look up.
+        That is the loss region, which waits for each of its tiles, if the parts of the step are those; and embeddings,
+        which compute the few rows that they look up.
         """
-        model = self._model()
-        verdict = verdict_of(model) if model is not None else None
-        if model is None or verdict is None or not verdict.used:
-            return set()
-        tables: set[Tensor] = {head.weight for head in model.modules() if isinstance(head, DeferringHead)}
-        return tables & self._read_by_rows
+        tiles = self._held.tiles.find(p) or []
+        by_tiles = len(tiles) == len(step.parts) and all(
+            part.weight is tile.weight for part, tile in zip(step.parts, tiles, strict=True)
+        )
+        return by_tiles and p in self._read_by_rows
 
     def _matrices(self) -> Iterator[tuple[Tensor, Step]]:
         """The matrices that have a gradient, and their step."""
@@ -143,6 +139,8 @@ class OnEngine(torch.optim.Adam):
     def settle(self) -> None:
         """Wait until every weight and moment is written; raises what went wrong in a thread."""
         self._writes.wait_all()
+        for p in self._last:
+            self._writes.ahead.discard(p)
 
     def to_grads(self) -> None:
         """Bring what is held into ``.grad``, in float32: for whoever looks there."""

@@ -39,11 +39,11 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_backward(input)
         ctx.weight, ctx.padding_idx, ctx.gradients = weight, padding_idx, session.held
         ahead = session.writes.ahead.find(weight)
-        ids, places = input.unique(return_inverse=True)
-        if ahead is None or not len(ids) or ids[0] < 0 or ids[-1] >= len(weight):
-            session.writes.wait([weight])
-            return F.embedding(input, weight)
-        return F.embedding(places, ahead(ids))
+        if ahead is not None and input.numel() and int(input.min()) >= 0 and int(input.max()) < len(weight):
+            ids, places = input.unique(return_inverse=True)
+            return F.embedding(places, ahead(ids))
+        session.writes.wait([weight])
+        return F.embedding(input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:

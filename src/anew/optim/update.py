@@ -84,10 +84,12 @@ class Gradient:
         terms = [piece.buffer[rows].float().mul_(2.0**piece.exponent) for piece in self.pieces]
         if self.dense is not None and self.places is None:
             terms.insert(0, self.dense[rows])
-        total = functools.reduce(torch.add, terms) if terms else torch.zeros(len(rows), self.dense.shape[-1])  # type: ignore[union-attr]
-        if self.dense is not None and self.places is not None:
-            places = self.places[rows]
-            total[places >= 0] = self.dense[places[places >= 0]]
+        total = functools.reduce(torch.add, terms) if terms else torch.zeros(1)
+        if self.dense is None or self.places is None:
+            return total
+        places = self.places[rows]
+        total = total.expand(len(rows), self.dense.shape[1]).clone()
+        total[places >= 0] = self.dense[places[places >= 0]]
         return total
 
     def terms(self) -> tuple[Any, ...]:

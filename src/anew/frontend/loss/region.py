@@ -101,7 +101,9 @@ class LossRegion:
 
         ``keep``: a backward pass may follow.
         """
-        mass = self._mass(head, keep)  # each tile's run waits for the weight's rows of that tile, not for all of it
+        # A run of a tile waits for the tile's own rows: an optimizer that lets this region begin before the weight is
+        # whole steps it by these very tiles.
+        mass = self._mass(head, keep)
         self.session.writes.wait([head.weight])
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL
