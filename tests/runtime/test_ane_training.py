@@ -34,7 +34,7 @@ def test_frozen_weights_of_all_layers_are_procedures_of_one_program(make_classes
         net = llama(layers=3)
         for name, p in net.named_parameters():
             p.requires_grad_("norm" in name)
-        found.append(losses(net, session, steps=3))
+        found.append(losses(net, session, steps=FIRST + 2))
         uses.append(sorted((use.layers, use.programs) for use in (bank.use() for bank in session.banks)))
         torch._dynamo.reset()
     assert found[0] == found[1]
