@@ -51,12 +51,15 @@ def test_a_training_step_runs_over_the_buffers_of_the_one_before(make_classes, o
     assert made[-1] == made[-2] > 0  # weights are written in place, activations lease the same memory
 
 
-def test_steps_do_not_grow(make_classes, open_ane, fresh, llama):
+@pytest.mark.parametrize("bits", [0, 16])
+def test_steps_do_not_grow(make_classes, open_ane, fresh, llama, bits):
     fake = make_classes()
     engine = open_ane(fake)
-    session = Session(Options(device="emulator", chip="m4", strict=True), engine)
+    session = Session(Options(device="emulator", chip="m4", strict=True, base_bits=bits), engine)
     counts = []
     net = llama(layers=1)
+    for name, p in net.named_parameters():
+        p.requires_grad_(bits == 0 or "norm" in name)
     for _ in range(5):
         losses(net, session, steps=INTERVAL)
         counts.append((fake.alive, engine.buffers.allocated_bytes, engine.statistics.programs))

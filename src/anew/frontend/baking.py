@@ -213,7 +213,7 @@ class Bank:
         known = self.seen.get(key)
         if known is None or any(ref() is not w for ref, w in zip(known.weights, weights, strict=True)):
             known = self.seen[key] = Seen(weights)
-            weakref.finalize(weights[0], self.seen.pop, key, None).atexit = False
+            weakref.finalize(weights[0], _forget, weakref.ref(self), key).atexit = False
         return known
 
     def _bake(self, plain: frozenset[int], measured: Binding) -> None:
@@ -276,3 +276,10 @@ class Bank:
             instance.place = place
             operation = procedure.operation()
             instance.variant = Variant(baked_name(self.plan), baked.inputs, operation, exponents_by_operand)
+
+
+def _forget(bank: weakref.ref[Bank], key: tuple[int, ...]) -> None:
+    """Forget an instance whose first weight died; weights that outlive the bank do not keep its programs."""
+    alive = bank()
+    if alive is not None:
+        alive.seen.pop(key, None)
