@@ -318,8 +318,8 @@ def test_a_frozen_weight_changed_behind_our_back_is_found_in_the_next_call(llama
 
 
 def write_one(net):
-    """Write one element, where no sample looks."""
-    net.base_model.model.model.layers[1].mlp.down_proj.base_layer.weight.data[7, 3] += 0.5
+    """Write one element, where no sample looks, and the looks at tenths come last."""
+    net.base_model.model.model.layers[1].mlp.down_proj.base_layer.weight.data[-1, -1] += 0.5
 
 
 def test_a_write_to_one_element_is_found_when_asked(llama):
