@@ -18,7 +18,6 @@ from anew.estimate.counting import CountingDevice
 from anew.estimate.roofline import draw
 from anew.estimate.run import projection
 from anew.estimate.step import Estimate, estimate
-from anew.estimate.typical import TypicalScales
 from anew.finetune.adapt import prepare
 from anew.finetune.options import FinetuneConfig
 from anew.frontend.held import Piece
@@ -27,6 +26,7 @@ from anew.frontend.model import compile_in
 from anew.frontend.options import Options
 from anew.frontend.scales import INTERVAL, ScaleState
 from anew.frontend.session import Session
+from anew.frontend.typical import TypicalScales
 from anew.optim import EngineAdamW
 from anew.plan import Plan
 from anew.projection import Work, read_rates
@@ -51,7 +51,9 @@ class Scales(TypicalScales):
         return state
 
 
-def counted_in_a_run(config: object, seq_len: int, tuning: FinetuneConfig | None = None) -> tuple[Work, int]:
+def counted_in_a_run(
+    config: object, seq_len: int, tuning: FinetuneConfig | None = None, base_bits: int = 0
+) -> tuple[Work, int]:
     """The mean work of a step of the whole model, of which one in so many measures, and the parameters that train."""
     device = CountingDevice(load_chip("m4"))
     model = AutoModelForCausalLM.from_config(config)
@@ -60,7 +62,7 @@ def counted_in_a_run(config: object, seq_len: int, tuning: FinetuneConfig | None
             p.fill_(WEIGHT)
     model = model if tuning is None else prepare(model.train(), tuning)
     trained = [p for p in model.parameters() if p.requires_grad]
-    session = Session(Options(device="null", chip="m4"), device)
+    session = Session(Options(device="null", chip="m4", base_bits=base_bits), device)
     session.scales = scales = Scales()
     compile_in(model, session)
     optimizer = EngineAdamW(model, trained, overlap=False)
@@ -73,7 +75,8 @@ def counted_in_a_run(config: object, seq_len: int, tuning: FinetuneConfig | None
         model(input_ids=ids, labels=ids).loss.backward()
         for piece in held(trained, session):
             device.keep(piece.buffer)
-        return device.total([*session.plans, *session.lean_plans])
+        baked = [bank.baked_plan() for bank in session.banks]
+        return device.total([*session.plans, *session.lean_plans, *baked])
 
     step(True)
     lean, measured = step(False), step(True)
@@ -171,6 +174,22 @@ def test_a_step_is_the_sum_of_its_parts_within_its_interval_and_above_its_bound(
     assert 0 < found.compile[0] < found.compile[1]
     assert found.split["wait"] == pytest.approx(found.counted.work.dispatches * read_rates("m4").seconds.dispatches)
     assert found.tflops < found.machine.peak_tflops
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_base_of_constants_is_counted_as_in_a_run(bits: int) -> None:
+    """One call in so many measures with weights as inputs, the others are lean ones of constants."""
+    tuning = FinetuneConfig(num_layers=-1, lora_parameters={"rank": 4})
+    inputs, baked = (count_step(Setting(small(), 32, 1, tuning=tuning, base_bits=b), "m4") for b in (0, bits))
+    work, trained = counted_in_a_run(small(), 32, tuning, bits)
+    assert same(baked.work, work)
+    assert baked.trained == trained
+    assert (baked.work.read, baked.work.write) == pytest.approx((inputs.work.read, inputs.work.write))
+    assert baked.work.matmul == pytest.approx(inputs.work.matmul)
+    assert baked.programs == inputs.programs
+    assert baked.buffers >= inputs.buffers  # calls that measure take frozen weights as inputs
+    total = (part.dispatches for part in (baked.forward, baked.backward))
+    assert sum(total) == pytest.approx(2 * LAYERS)
 
 
 def test_a_frozen_base_of_constants_is_neither_copied_nor_given_a_gradient(found: Estimate) -> None:

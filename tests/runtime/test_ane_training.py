@@ -34,7 +34,7 @@ def test_frozen_weights_of_all_layers_are_procedures_of_one_program(make_classes
         net = llama(layers=3)
         for name, p in net.named_parameters():
             p.requires_grad_("norm" in name)
-        found.append(losses(net, session, steps=3))
+        found.append(losses(net, session, steps=FIRST + 2))
         uses.append(sorted((use.layers, use.programs) for use in (bank.use() for bank in session.banks)))
         torch._dynamo.reset()
     assert found[0] == found[1]
@@ -51,12 +51,15 @@ def test_a_training_step_runs_over_the_buffers_of_the_one_before(make_classes, o
     assert made[-1] == made[-2] > 0  # weights are written in place, activations lease the same memory
 
 
-def test_steps_do_not_grow(make_classes, open_ane, fresh, llama):
+@pytest.mark.parametrize("bits", [0, 16])
+def test_steps_do_not_grow(make_classes, open_ane, fresh, llama, bits):
     fake = make_classes()
     engine = open_ane(fake)
-    session = Session(Options(device="emulator", chip="m4", strict=True), engine)
+    session = Session(Options(device="emulator", chip="m4", strict=True, base_bits=bits), engine)
     counts = []
     net = llama(layers=1)
+    for name, p in net.named_parameters():
+        p.requires_grad_(bits == 0 or "norm" in name)
     for _ in range(5):
         losses(net, session, steps=INTERVAL)
         counts.append((fake.alive, engine.buffers.allocated_bytes, engine.statistics.programs))

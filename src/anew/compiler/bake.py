@@ -14,7 +14,7 @@ the other operand instead, and the constant has the power of two next to the lar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ class Baked:
         return sum(v.type.numel * (1 if v.type.dtype == "int8" else 2) for v in found)
 
 
-def bake(plan: Plan, wanted: set[str], bits: int, chip: Chip) -> Baked:
+def bake(plan: Plan, wanted: Set[str], bits: int, chip: Chip) -> Baked:
     """Return a plan's function in which the ports named in ``wanted`` are constants, as far as that is possible.
 
     A port can be one when the host scales it as an operand, and every product that reads it multiplies rows by it; each
@@ -128,7 +128,7 @@ class _Refused(Exception):
 
 
 class _Baker:
-    def __init__(self, plan: Plan, wanted: set[str], bits: int, chip: Chip, stay: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, wanted: Set[str], bits: int, chip: Chip, stay: Mapping[str, str]) -> None:
         self.plan, self.bits, self.chip, self.stay = plan, bits, chip, stay
         self.function = parse_program(plan.text, plan.weights).main
         self.uses = uses_of(self.function)
@@ -167,18 +167,9 @@ class _Baker:
         return Baked(function, tuple(kernel for kernel, _ in self.kernels.values()), left, dict(self.stay))
 
     def _copy(self, op: Op) -> None:
-        """Copy an operation; the maximum and the inverse scale of a product are taken before its axes are moved back.
-
-        Both are the same in any order of elements.
-        """
+        """Copy an operation; the inverse scale of a product is applied before its axes are moved back."""
         planes = [v for v in op.operands() if v in self.planes]
-        if op.kind == "abs" and planes:
-            self.planes[op.output] = self.builder.op("abs", "baked_abs", x=self.planes[planes[0]])
-        elif op.kind == "reduce_max" and planes and op.output.type.numel == 1:
-            axes = list(range(4))
-            largest = self.builder.op("reduce_max", "baked_max", x=self.planes[planes[0]], axes=axes, keep_dims=True)
-            self.new.values[op.output] = self.builder.op("reshape", op.output.name, x=largest, shape=op.output.shape)
-        elif op.kind == "mul" and planes and self._one_number(op):
+        if op.kind == "mul" and planes and self._one_number(op):
             factor = self.new[_value(op, "y")]
             self.planes[op.output] = self.builder.op("mul", "baked_unscaled", x=self.planes[planes[0]], y=factor)
             self._as_rows(op.output)

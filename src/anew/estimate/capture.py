@@ -22,7 +22,6 @@ from anew.compiler.gains import Gain
 from anew.device.base import LoadedProgram
 from anew.errors import UserError
 from anew.estimate.counting import CountingDevice, CountingProgram
-from anew.estimate.typical import TypicalScales
 from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
@@ -38,6 +37,7 @@ from anew.frontend.scales import INTERVAL
 from anew.frontend.segment import Segment
 from anew.frontend.session import Session
 from anew.frontend.staleness import mark
+from anew.frontend.typical import TypicalScales
 from anew.frontend.weight_store import WeightStore
 from anew.optim.adam import EngineAdamW
 from anew.optim.shares import holds_head, writes_head
@@ -151,8 +151,7 @@ def count_step(setting: Setting, chip: str) -> Counted:
     trained, small = setting.trained_layers, _Small(setting, chip)
     with small.first_layer_alone():
         one = small.count()
-    # Buffers of weights that have become constants would serve the second layer's.
-    two = (_Small(setting, chip) if setting.base_bits else small).count()
+    two = small.count()
     total = one + (two + one * -1.0) * (trained - 1) + _head(setting, chip)
     if trained < layers:  # below them no gradient is asked for
         two = _Small(setting, chip, trained=1).count()
@@ -230,16 +229,17 @@ class _Small:
         held = {id(p): piece.buffer for p in model.parameters() for piece in session.held.take(p)}
         for buffer in held.values():
             device.keep(buffer)
-        plans = [*session.plans, *session.lean_plans]
-        loss = {plan.text for plan in plans if " loss " in plan.name}
-        backward = {plan.text for plan in plans if "backward" in plan.name}
-        forward = {plan.text for plan in plans} - backward
+        loaded = [*session.plans, *session.lean_plans]
+        plans = [*loaded, *(bank.baked_plan() for bank in session.banks)]
+        loss = [plan for plan in plans if " loss " in plan.name]
+        backward = [plan for plan in plans if "backward" in plan.name]
+        forward = [plan for plan in plans if "backward" not in plan.name]
         plain = _inside(model)
-        programs = len({plan.text for plan in plans} - loss)
+        programs = len({plan.text for plan in loaded} - {plan.text for plan in loss})
         return Counted(
             device.total(plans, left_out=loss),
-            device.total(plans, left_out=loss | backward),
-            device.total(plans, left_out=loss | forward),
+            device.total(plans, left_out=[*loss, *backward]),
+            device.total(plans, left_out=[*loss, *forward]),
             sum(p.numel() for p in plain),
             sum(p.numel() for p in plain if p.requires_grad),
             device.buffers.allocated_bytes,
@@ -267,10 +267,10 @@ def _touched(recorder: HostRecorder) -> int:
 
 def lasting(model: nn.Module, session: Session) -> list[torch.Tensor]:
     """The buffers of weights that the host does not convert in each step: frozen ones, and an optimizer's."""
-    there = [
-        x for p in model.parameters() if not p.requires_grad or session.held.holds(p) for x in _uploaded(p, session)
-    ]
-    return [entry[0].buffer for x in there if (entry := session.weights.rewritable(x)) is not None]
+    frozen = [x for p in model.parameters() if not p.requires_grad for x in _uploaded(p, session)]
+    held = [x for p in model.parameters() if p.requires_grad and session.held.holds(p) for x in _uploaded(p, session)]
+    written = [entry[0].buffer for x in held if (entry := session.weights.rewritable(x)) is not None]
+    return [*written, *(buffer for x in frozen for buffer in session.weights.buffers(x))]
 
 
 def _uploaded(p: nn.Parameter, session: Session) -> list[torch.Tensor]:
@@ -293,7 +293,7 @@ def _baked_programs(session: Session, layers: int) -> int:
     """
     chip, banks = session.device.chip, [bank for bank in session.banks if bank.use().layers]
     kinds = math.ceil(len(banks) / 2)
-    sizes = [min(chip.procedures, max(chip.weight_bytes // max(bank.baked.nbytes, 1), 1)) for bank in banks]
+    sizes = [min(chip.procedures, max(chip.weight_bytes // max(bank.nbytes, 1), 1)) for bank in banks]
     return sum(math.ceil((layers - kinds + 1) / size) for size in sizes[:2]) + len(sizes[2:])
 
 

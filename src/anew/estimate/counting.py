@@ -8,7 +8,7 @@ engine streams every operand of a run from memory and every result to it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,10 +25,10 @@ from anew.projection.work import FP16_BYTES, from_memory
 
 #: A lease: where its memory lies and which of the leases there it is.
 Lease = tuple[int, int]
-#: Names of a program's ports: plans and programs that hold constants agree in them, and no two plans of a model do.
+#: Names of a program's results: a plan and its programs that hold constants agree in them, layers and loss do not.
 Names = tuple[str, ...]
-#: A result: text and names of its program, its own name.
-Result = tuple[str, Names, str]
+#: A result: names of its program, its own name.
+Result = tuple[Names, str]
 
 
 class NumberedPool(BufferPool):
@@ -53,7 +53,7 @@ class CountingDevice(NullDevice):
     """The null device, which keeps account of the work of each run.
 
     Attributes:
-        work: by the text of the programs. convolutions: whether any of them multiplied by a kernel.
+        work: by the names of the programs' results. convolutions: whether any of them multiplied by a kernel.
     """
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class CountingDevice(NullDevice):
 
     def reset(self, filled: Iterable[Tensor] = ()) -> None:
         """Forget the runs so far, except that these buffers hold what is read from them."""
-        self.work: defaultdict[str, Work] = defaultdict(Work)
+        self.work: defaultdict[Names, Work] = defaultdict(Work)
         self.convolutions = False
         self.filled: set[Lease] = {self.buffers.number(buffer) for buffer in filled}
         self.results: Counter[Result] = Counter()
@@ -75,20 +75,19 @@ class CountingDevice(NullDevice):
         if writer is not None:
             self.results[writer] -= buffer.numel()
 
-    def total(self, plans: Iterable[Plan], left_out: Collection[str] = ()) -> Work:
-        """The work since the last reset of programs of these plans, without that of some texts."""
+    def total(self, plans: Iterable[Plan], left_out: Iterable[Plan] = ()) -> Work:
+        """The work since the last reset of programs of these plans, without that of some."""
         saved = {(_names(plan), port.name) for plan in plans for port in plan.outputs if port.saved}
-        read = sum(
-            n for (text, names, name), n in self.results.items() if text not in left_out and (names, name) not in saved
-        )
-        return sum((work for text, work in self.work.items() if text not in left_out), Work(write=read))
+        gone = {_names(plan) for plan in left_out}
+        read = sum(n for (names, name), n in self.results.items() if names not in gone and (names, name) not in saved)
+        return sum((work for names, work in self.work.items() if names not in gone), Work(write=read))
 
     def _compile(self, text: str, weights: Weights, function: str | None) -> LoadedProgram:
-        return CountingProgram(self, text, parse_program(text, weights).function(function))
+        return CountingProgram(self, parse_program(text, weights).function(function))
 
     def _compile_procedures(self, text: str, weights: Weights) -> dict[str, LoadedProgram]:
         found = parse_program(text, weights).functions
-        return {name: CountingProgram(self, text, entry) for name, entry in found.items()}
+        return {name: CountingProgram(self, entry) for name, entry in found.items()}
 
     def note(self, program: CountingProgram, bindings: dict[str, Tensor]) -> None:
         """Count one run of a program on these buffers."""
@@ -100,24 +99,23 @@ class CountingDevice(NullDevice):
                 self.filled.add(lease)
                 work += Work(read=elements)
             work += from_memory(FP16_BYTES * elements)
-        self.work[program.text] += work
+        self.work[program.names] += work
         for port in program.outputs:
             lease = self.buffers.number(bindings[port.name])
             self.filled.add(lease)
-            self.writers[lease] = program.text, program.names, port.name
+            self.writers[lease] = program.names, port.name
             self.results[self.writers[lease]] += port.type.numel
-            self.work[program.text] += from_memory(FP16_BYTES * port.type.numel)
+            self.work[program.names] += from_memory(FP16_BYTES * port.type.numel)
 
 
 class CountingProgram(LoadedProgram):
     """A program, and the work of one run on the engine."""
 
-    def __init__(self, device: CountingDevice, text: str, entry: Function) -> None:
+    def __init__(self, device: CountingDevice, entry: Function) -> None:
         super().__init__(
             device, [Port(v.name, v.type) for v in entry.inputs], [Port(v.name, v.type) for v in entry.outputs]
         )
         self.counting = device
-        self.text = text
         self.names = tuple(sorted(v.name for v in entry.outputs if v.name != MAXIMA))
         self.work = work_of(entry)
         self.convolution = has_operation(entry, "conv")

@@ -1,9 +1,10 @@
-"""Frozen weights as constants of programs of their own: which instances of a region have them, and whether they hold.
+"""Frozen weights as constants of lean programs: which instances of a region have them, and whether they hold.
 
-An instance is a set of frozen tensors that a region is called with: those of one layer. Its first call takes weights as
-inputs. At its second call, when all layers have been seen, the instances that are waiting are baked together: each is a
-procedure of one program, as many to a program as the chip takes. A constant is a copy: an instance whose weights change
-is found out, goes back to weights as inputs, and is baked again at its next call but one.
+An instance is a set of frozen tensors that a region is called with: those of one layer. Calls that measure take weights
+as inputs. At the first call that does not, when all layers have measured, the instances that are waiting are baked
+together: each is a procedure of one program, as many to a program as the chip takes. A constant is a copy: an instance
+whose weights change is found out, measures with weights as inputs, and is baked again at its next call but one. So are
+all instances when fewer products can do without scales than before: that makes another lean plan.
 """
 
 from __future__ import annotations
@@ -11,27 +12,29 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from anew.compiler.bake import QUANTIZED, Baked, bake
-from anew.device.base import LoadedProgram
-from anew.frontend.binding import Variant
+from anew.frontend.baked_instance import Place, Seen
+from anew.frontend.binding import Binding, Variant
 from anew.frontend.scales import weight_exponent
-from anew.frontend.staleness import Original, late
+from anew.frontend.staleness import late
 from anew.frontend.weight_store import WeightStore, magnitude
 from anew.mil.printer import ProgramPrinter
 from anew.mil.program import Program
-from anew.plan import InputPort, Plan
+from anew.plan import Plan
 
 if TYPE_CHECKING:
     from anew.frontend.session import Session
 
 #: Part of the programs, and of the compiles, of a process that may be spent on constants: new shapes need some, too.
 SHARE = 0.75
+#: Why nothing is baked where operands have no scales.
+NO_LEAN = "only lean programs have constants, and with scaling 'none' there are none"
 
 
 @dataclass(frozen=True)
@@ -64,44 +67,18 @@ def baked_name(plan: Plan) -> str:
     return f"{plan.name} baked"
 
 
-class _Place:
-    """A loaded program of several procedures; it is released when no variant holds it."""
+@dataclass(frozen=True)
+class _Form:
+    """A plan, and the same with constants in place of weights.
 
-    def __init__(self, procedures: dict[str, LoadedProgram]) -> None:
-        weakref.finalize(self, next(iter(procedures.values())).release).atexit = False
+    Attributes:
+        plain: of the lean plan, the products without scales; None for the plan that measures, which is never compiled
+            with constants: it tells which weights can be some.
+    """
 
-
-class Seen:
-    """One instance: its weights, what they were when last looked at, and its program once it has one."""
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.weights = [weakref.ref(w) for w in weights]
-        self.calls = 0
-        self.variant: Variant | None = None
-        self.place: _Place | None = None
-        self.originals: list[Original] = []
-
-    def tensors(self) -> list[Tensor]:
-        """The weights that are alive."""
-        return [w for ref in self.weights if (w := ref()) is not None]
-
-    def remember(self) -> None:
-        """Note what the weights are now."""
-        self.originals = [Original(w) for w in self.tensors()]
-
-    def forget(self) -> None:
-        """Go back to weights as inputs."""
-        self.variant = self.place = None
-        self.calls = 0
-
-    def marked(self) -> bool:
-        """Whether the weights are those remembered as far as storage, version and samples tell."""
-        return all(original.marked(w) for original, w in zip(self.originals, self.tensors(), strict=True))
-
-    def rewritten(self, *, whole: bool) -> bool:
-        """Whether any element of the weights is another than remembered; looks at a tenth of them, or at the whole."""
-        look = Original.rewritten_anywhere if whole else Original.rewritten
-        return any(look(original, w) for original, w in zip(self.originals, self.tensors(), strict=True))
+    plain: frozenset[int] | None
+    plan: Plan
+    baked: Baked
 
 
 class Bank:
@@ -109,47 +86,76 @@ class Bank:
 
     Args:
         session: whose device, options and counts hold.
-        weights: as uploaded for the plan; those that are baked need no place there.
-        plan: with weights as inputs.
+        weights: as uploaded for the plan.
+        plan: the one that measures, with weights as inputs. make_lean: makes its lean ones.
         frozen: names of the ports that are frozen weights.
     """
 
-    def __init__(self, session: Session, weights: WeightStore, plan: Plan, frozen: set[str]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        weights: WeightStore,
+        plan: Plan,
+        make_lean: Callable[[frozenset[int]], Plan],
+        frozen: set[str],
+    ) -> None:
         self.session = session
         self.weights = weights
         self.plan = plan
+        self.make_lean = make_lean
         matrices = {port.name for port in plan.inputs if port.name in frozen and len(port.shape) == 2}
-        self.baked: Baked = bake(plan, matrices, session.options.base_bits, session.device.chip)
-        self.ports = list(dict.fromkeys(kernel.port for kernel in self.baked.kernels))
+        self.form = self._form(None, plan, matrices)
+        self.ports = list(dict.fromkeys(kernel.port for kernel in self.form.baked.kernels))
+        self.names = frozenset(port.name for port in self.ports)
+        self.binding: Binding | None = None
         self.seen: dict[tuple[int, ...], Seen] = {}
-        self.reason = ""
+        self.reason = "" if session.options.scaling == "operands" else NO_LEAN
 
-    def find(self, args: Sequence[Tensor]) -> Variant | None:
-        """The baked program for these arguments, None to take weights as inputs. May bake, or find a change."""
-        if not self.ports or self.reason:
+    @property
+    def bakes(self) -> bool:
+        """Whether lean calls are to have constants."""
+        return bool(self.ports) and not self.reason
+
+    @property
+    def eight_bits(self) -> frozenset[str]:
+        """Ports whose weights have 8 bits: where they are inputs, too, so that every call computes the same."""
+        return self.names if self.session.options.base_bits == 8 else frozenset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one instance's constants."""
+        return self.form.baked.nbytes
+
+    def take_inputs(self, args: Sequence[Tensor]) -> None:
+        """Say that a call takes its weights as inputs; a later one may have constants."""
+        if self.bakes:
+            self._look(args).waits = True
+
+    def find(self, args: Sequence[Tensor], plain: frozenset[int], measured: Binding) -> tuple[Binding, Variant] | None:
+        """The baked lean program for these arguments, with what meets its ports; None to measure. May bake.
+
+        Args:
+            plain: products without scales. measured: of the plan that measures.
+        """
+        instance = self._look(args)
+        if self.form.plain != plain:
+            self._drop()
+        if instance.variant is None and instance.waits:
+            self._bake(plain, measured)
+        if instance.variant is None or self.binding is None:
             return None
-        instance = self._instance([args[port.argument] for port in self.ports])
-        instance.calls += 1
-        if instance.variant is not None and self._stale(instance, whole=False):
-            instance.calls = 1
-        if instance.variant is None and instance.calls > 1:
-            self._bake()
-        return instance.variant
-
-    def eight_bits(self, port: InputPort) -> bool:
-        """Whether a port's weight has 8 bits: where it is an input, too, so that every call computes the same."""
-        return self.session.options.base_bits == 8 and port in self.ports
+        return self.binding, instance.variant
 
     def check(self) -> None:
         """Read all baked weights whole; those that changed go back to weights as inputs."""
         for instance in list(self.seen.values()):
             if instance.variant is not None:
-                self._stale(instance, whole=True)
+                self._compare(instance, whole=True)
 
     def use(self) -> BakedUse:
         """What became of the plan's frozen weights."""
         held = [s for s in self.seen.values() if s.variant is not None]
-        notes = [f"'{port}': {reason}" for port, reason in self.baked.refused.items()]
+        notes = [f"'{port}': {reason}" for port, reason in self.form.baked.refused.items()]
         bits, chip = self.session.options.base_bits, self.session.device.chip
         if bits == 8 and chip.operations[QUANTIZED] == "folded":
             notes.append(f"{chip.name} makes 8-bit constants fp16 when it compiles")
@@ -159,44 +165,66 @@ class Bank:
             weights=len(self.ports),
             layers=len(held),
             programs=len({id(s.place) for s in held}),
-            bytes=len(held) * self.baked.nbytes,
+            bytes=len(held) * self.nbytes,
             notes=tuple([*notes, self.reason] if self.reason else notes),
         )
 
     def baked_plan(self) -> Plan:
         """The plan of the baked programs, without text and constants."""
-        operations = Counter(op.kind for op in self.baked.function.ops if not op.constant)
-        name, inputs = baked_name(self.plan), self.baked.inputs
-        return replace(self.plan, name=name, text="", weights=b"", inputs=inputs, operations=dict(operations))
+        baked = self.form.baked
+        operations = dict(Counter(op.kind for op in baked.function.ops if not op.constant))
+        name = baked_name(self.plan)
+        return replace(self.form.plan, name=name, text="", weights=b"", inputs=baked.inputs, operations=operations)
 
-    def _stale(self, instance: Seen, *, whole: bool) -> bool:
-        """Whether a baked instance has other weights by now; then it goes back to weights as inputs.
+    def _form(self, plain: frozenset[int] | None, plan: Plan, wanted: Set[str]) -> _Form:
+        return _Form(plain, plan, bake(plan, wanted, self.session.options.base_bits, self.session.device.chip))
+
+    def _look(self, args: Sequence[Tensor]) -> Seen:
+        """The instance of these arguments; one whose weights changed has no program any more."""
+        instance = self._instance([args[port.argument] for port in self.ports])
+        if instance.variant is not None:
+            self._compare(instance, whole=False)
+        return instance
+
+    def _drop(self) -> None:
+        """Let go of all programs."""
+        for instance in self.seen.values():
+            if instance.variant is not None:
+                instance.forget()
+
+    def _compare(self, instance: Seen, *, whole: bool) -> None:
+        """Let a baked instance that has other weights by now go back to weights as inputs.
 
         What the samples of each call cannot see is a warning: earlier calls may have computed with old weights.
         """
         as_marked = instance.marked()
         if as_marked and not instance.rewritten(whole=whole):
-            return False
+            return
         instance.forget()
+        for weight in instance.tensors():
+            self.weights.forget(weight)  # what was uploaded may be as old
         self.session.counts.stale += 1
         if as_marked:
             what, cure = f"{self.plan.name}: a frozen weight", "After such a write call anew.check_baked(model)"
             warnings.warn(late(what, cure), stacklevel=2)
-        return True
 
     def _instance(self, weights: Sequence[Tensor]) -> Seen:
         key = tuple(map(id, weights))
         known = self.seen.get(key)
         if known is None or any(ref() is not w for ref, w in zip(known.weights, weights, strict=True)):
             known = self.seen[key] = Seen(weights)
-            weakref.finalize(weights[0], self.seen.pop, key, None).atexit = False
+            weakref.finalize(weights[0], _forget, weakref.ref(self), key).atexit = False
         return known
 
-    def _bake(self) -> None:
-        waiting = [s for s in self.seen.values() if s.variant is None and len(s.tensors()) == len(s.weights)]
+    def _bake(self, plain: frozenset[int], measured: Binding) -> None:
+        if self.form.plain != plain:
+            self.form = self._form(plain, self.make_lean(plain), self.names)
+            self.binding = measured.over(self.form.plan)
+        waiting = [instance for instance in self.seen.values() if instance.ready]
         groups = list(self._groups(waiting))
-        self.reason = self._over_budget(len(groups), len(waiting) * self.baked.nbytes)
+        self.reason = self._over_budget(len(groups), len(waiting) * self.nbytes)
         if self.reason:
+            self._drop()
             return
         for group in groups:
             self._compile(group)
@@ -204,7 +232,7 @@ class Bank:
     def _groups(self, waiting: list[Seen]) -> Iterator[list[Seen]]:
         """Instances by the program that they share."""
         device = self.session.device
-        most = min(device.chip.procedures, max(device.chip.weight_bytes // max(self.baked.nbytes, 1), 1))
+        most = min(device.chip.procedures, max(device.chip.weight_bytes // max(self.nbytes, 1), 1))
         size = most if device.takes_procedures else 1
         for first in range(0, len(waiting), size):
             yield waiting[first : first + size]
@@ -230,30 +258,28 @@ class Bank:
         return ""
 
     def _compile(self, group: list[Seen]) -> None:
-        printer = ProgramPrinter()
-        found = []
+        baked, printer, found = self.form.baked, ProgramPrinter(), []
         for i, instance in enumerate(group):
             weights = dict(zip([p.name for p in self.ports], instance.tensors(), strict=True))
-            exponents = {name: self._exponent(w) for name, w in weights.items()}
-            for kernel in self.baked.kernels:
+            exponents = {name: weight_exponent(magnitude(w)) for name, w in weights.items()}
+            for kernel in baked.kernels:
                 kernel.fill(weights[kernel.port.name], exponents[kernel.port.name])
-            self.baked.function.name = f"instance_{i:03d}"
-            printer.add(self.baked.function)
+            baked.function.name = f"instance_{i:03d}"
+            printer.add(baked.function)
             instance.remember()
-            for weight in instance.tensors():
-                self.weights.forget(weight)
-            found.append({p.operand: exponents[p.name] for p in self.ports if p.operand is not None})
+            ports = [kernel.port for kernel in baked.kernels]
+            found.append({p.operand: exponents[p.name] for p in ports if p.operand is not None})
         program = Program({})
         procedures = self.session.device.compile_procedures(*printer.finish(program.version, program.build_info))
-        place = _Place(procedures)
+        place = Place(procedures)
         for instance, exponents_by_operand, procedure in zip(group, found, procedures.values(), strict=True):
             instance.place = place
-            instance.variant = Variant(
-                baked_name(self.plan), self.baked.inputs, procedure.operation(), exponents_by_operand
-            )
+            operation = procedure.operation()
+            instance.variant = Variant(baked_name(self.plan), baked.inputs, operation, exponents_by_operand)
 
-    def _exponent(self, weight: Tensor) -> int:
-        """The exponent that the weight would be uploaded with."""
-        if self.session.options.scaling != "operands":
-            return 0
-        return weight_exponent(magnitude(weight))
+
+def _forget(bank: weakref.ref[Bank], key: tuple[int, ...]) -> None:
+    """Forget an instance whose first weight died; weights that outlive the bank do not keep its programs."""
+    alive = bank()
+    if alive is not None:
+        alive.seen.pop(key, None)

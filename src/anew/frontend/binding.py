@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +23,6 @@ from anew.frontend.held import Holding, Piece
 from anew.frontend.scales import FP16_MAX, ScaleState, exponent_for
 from anew.frontend.weight_store import BEYOND, WeightStore, magnitude
 from anew.plan import MAXIMA, SCALES, InputPort, OutputPort, Plan
-
-if TYPE_CHECKING:
-    from anew.frontend.baking import Bank
 
 #: A value below minus this is a mask's "minus infinity", not a number to keep.
 MASK_MAGNITUDE = 1e30
@@ -77,19 +73,27 @@ class Cotangents:
 
 
 class Binding:
-    """One plan on a device. ``bank`` says which weights have eight bits."""
+    """One plan on a device. ``eight_bits``: ports whose weights have eight bits."""
 
-    def __init__(self, plan: Plan, device: Device, weights: WeightStore, scaling: bool, bank: Bank | None) -> None:
+    def __init__(
+        self, plan: Plan, device: Device, weights: WeightStore, scaling: bool, eight_bits: frozenset[str]
+    ) -> None:
         self.plan = plan
         self.device = device
         self.weights = weights
         self.scaling = scaling
-        self.bank = bank
+        self.eight_bits = eight_bits
         self.cotangent_ports = [port for port in plan.inputs if port.kind == "cotangent"]
         self.cotangent_shapes = {port.shape for port in self.cotangent_ports}
         self.backward = bool(self.cotangent_shapes)
         #: Of a backward program, which of its results may stay in their buffers.
         self.holding: Holding | None = None
+
+    def over(self, plan: Plan) -> Binding:
+        """The same over another plan of the same graph."""
+        other = Binding(plan, self.device, self.weights, self.scaling, self.eight_bits)
+        other.holding = self.holding
+        return other
 
     def upload(self, variant: Variant, args: Sequence[Tensor], maxima: np.ndarray) -> Uploaded:
         """Bring activations and weights into buffers; largest magnitudes become rows of ``maxima`` where wanted."""
@@ -110,8 +114,7 @@ class Binding:
     def _weight(self, port: InputPort, x: Tensor, found: Uploaded) -> float:
         scaled = self.scaling and port.operand is not None
         name = f"{self.plan.name}: weight '{port.name}'"
-        eight_bits = self.bank is not None and self.bank.eight_bits(port)
-        uploaded = self.weights.upload(name, x, scaled, not self.backward, eight_bits)
+        uploaded = self.weights.upload(name, x, scaled, not self.backward, port.name in self.eight_bits)
         found.buffers[port.name] = uploaded.buffer
         if port.operand is not None:
             found.exponents[port.operand] = uploaded.exponent

@@ -1,7 +1,8 @@
 """``anew.explain(model, inputs)``: what of one training step runs on the engine, what on the host, and why.
 
 The step is run on a copy of the model and on the null device: everything is captured, compiled and bound as for the
-engine, host operations run, programs compute nothing.
+engine, host operations run, programs compute nothing. The step is one that measures magnitudes; where frozen weights
+are constants it is one of those between, which alone have these.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from anew.frontend.placement import PlacementWarning
 from anew.frontend.recorder import HostRecorder
 from anew.frontend.region import GraphCall
 from anew.frontend.session import Session
+from anew.frontend.typical import TypicalScales
 from anew.frontend.whole_model import by_layers
 from anew.plan import Plan
 
@@ -179,11 +181,13 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
     """
     options = options_of(model) or Options()
     session = Session(replace(options, device="null", strict=False, chip=chip or options.chip))
+    session.scales = scales = TypicalScales()
     net = _compiled(copy.deepcopy(getattr(model, "_orig_mod", model)), session)
     recorder = HostRecorder(_step.__code__, {GraphCall.__call__.__code__})
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore", PlacementWarning)  # every one of them is a row of the result
         _step(net, inputs)
+        scales.measures = not any(bank.bakes for bank in session.banks)
         before = copy.deepcopy(session.counts)
         with recorder:
             _step(net, inputs)
@@ -206,8 +210,9 @@ def explain(model: nn.Module, inputs: Any, *, chip: str | None = None) -> Explan
 
 def _programs(session: Session, dispatches: Counter[str]) -> Iterator[ProgramUse]:
     pool = session.device.buffers
+    lean = {plan.name: plan for plan in session.lean_plans}
     for plan in session.plans:
-        yield ProgramUse.of(plan, dispatches[plan.name], pool)
+        yield ProgramUse.of(lean.get(plan.name, plan), dispatches[plan.name], pool)
     for bank in sorted(session.banks, key=lambda bank: bank.plan.name):
         plan, use = bank.baked_plan(), bank.use()
         if use.layers:

@@ -69,7 +69,7 @@ def compile(
         recheck: on a route to the engine, every so many runs are done again on the emulator and compared; 0: none.
         worker: let a process of its own drive the device: one that aborts or hangs is replaced and the call repeated.
         base_bits: 16 or 8: linear weights that need no gradient, such as the base of a LoRA adapter, become constants
-            of that many bits at the second call of their layers (:mod:`anew.frontend.baking`); 0: they are inputs.
+            of that many bits once their layers have measured (:mod:`anew.frontend.baking`); 0: they are inputs.
 
     Raises UserError on an unknown option, a device that is not available, a model without repeated layers, parameters
     that are not float32, or attention that transformers hands to kernels of other devices.

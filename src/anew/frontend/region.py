@@ -167,7 +167,7 @@ class Region:
         plan, session, bank = lowered.plan(), self.session, None
         session.plans.append(plan)
         if session.options.base_bits and self.frozen_names & {port.name for port in plan.inputs}:
-            bank = Bank(session, self.weights, plan, self.frozen_names)
+            bank = Bank(session, self.weights, plan, lowered.plan, self.frozen_names)
             session.banks.add(bank)
         return session.segment(plan, lowered.plan, self.weights, bank)
 

@@ -54,8 +54,8 @@ class Statistics:
 class Segment:
     """A plan, its programs on a device, and a scale state for each region instance.
 
-    Call it with the graph's arguments; it returns the graph's results. With a ``bank``, instances whose frozen weights
-    are constants of programs of their own run those.
+    Call it with the graph's arguments; it returns the graph's results. With a ``bank``, the lean programs of instances
+    have frozen weights as constants.
 
     Args:
         make_lean: makes the plan in which the products of the given numbers have no scales, and nothing is measured.
@@ -82,7 +82,7 @@ class Segment:
         self.measuring = Variant(plan.name, plan.inputs, self.program.operation())
         self.bank = bank
         weakref.finalize(self, self.program.release).atexit = False  # its place in the device's budget
-        self.binding = Binding(plan, device, weights, self.scaling, bank)
+        self.binding = Binding(plan, device, weights, self.scaling, bank.eight_bits if bank else frozenset())
         self.make_lean = make_lean
         self._lean: _Lean | None = None
 
@@ -123,14 +123,15 @@ class Segment:
     ) -> tuple[dict[str, Found], np.ndarray]:
         """What a good run of the measuring program left, and the values of its maxima."""
         self._settle()  # it may be of the same instance, and then changes its exponents
-        variant = (self.bank and self.bank.find(args)) or self.measuring
+        if self.bank is not None:
+            self.bank.take_inputs(args)
         maxima = np.zeros(self.plan.scales.maxima_rows + self.plan.scales.found_rows)
-        uploaded = self.binding.upload(variant, args, maxima)
+        uploaded = self.binding.upload(self.measuring, args, maxima)
         state.fix(uploaded.exponents)
         for attempt in range(ATTEMPTS):
             cotangents = self.binding.cotangents(args, peaks, state.cotangent)
-            self.statistics.dispatches[variant.name] += 1
-            outputs = self.binding.run(variant, state, args, uploaded.buffers, cotangents)
+            self.statistics.dispatches[self.measuring.name] += 1
+            outputs = self.binding.run(self.measuring, state, args, uploaded.buffers, cotangents)
             for port in self.plan.inputs:
                 if port.name in peaks and port.maximum_row is not None:
                     maxima[port.maximum_row] = peaks[port.name] * 2.0**cotangents.exponent
@@ -153,18 +154,18 @@ class Segment:
         self, state: ScaleState, args: Sequence[Tensor], peaks: dict[str, float], held: dict[int, Tensor]
     ) -> list[Tensor | None] | None:
         """The results of the lean program; None if this call is to measure, or turns out to have to."""
-        lean = None if state.due or not self.scaling or self.bank else self._find_lean()
+        lean = None if state.due or not self.scaling else self._find_lean(args)
         if lean is None:
             return None
-        binding = lean.binding
+        binding, variant = lean
         maxima = np.zeros(binding.plan.scales.found_rows)
-        uploaded = binding.upload(lean.variant, args, maxima)
+        uploaded = binding.upload(variant, args, maxima)
         cotangents = binding.cotangents(args, peaks, state.cotangent)
         used = state.relaxed(binding.plan.scales, uploaded.exponents)
         if used is None or not state.holds_for(cotangents.share):
             return None
-        self.statistics.dispatches[lean.variant.name] += 1
-        outputs = binding.run(lean.variant, used, args, uploaded.buffers, cotangents)
+        self.statistics.dispatches[variant.name] += 1
+        outputs = binding.run(variant, used, args, uploaded.buffers, cotangents)
         self._settle()
         later = self.holding is not None and self.holding.gradients.later(held.values())
         found = binding.read(outputs, used, cotangents, maxima, held, later=later)
@@ -195,14 +196,19 @@ class Segment:
         for name, piece in pieces.items():
             vars(piece).update(vars(measured[name]))
 
-    def _find_lean(self) -> _Lean | None:
-        """The lean program for what all instances agree on; None where no more programs should be loaded."""
+    def _find_lean(self, args: Sequence[Tensor]) -> tuple[Binding, Variant] | None:
+        """The lean program for what all instances agree on, with what meets its ports; None to measure.
+
+        Those of a bank measure until they are baked, the others where no more programs should be loaded.
+        """
         plain = self.scales.plain(self.key)
+        if self.bank is not None and self.bank.bakes:
+            return self.bank.find(args, plain, self.binding)
         if self._lean is None or self._lean.plain != plain:
             if self.device.statistics.programs >= SHARE * self.device.chip.loaded_programs:
                 return None
             self._lean = _Lean(self.make_lean(plain), plain, self.binding)
-        return self._lean
+        return self._lean.binding, self._lean.variant
 
     def _count(self, state: ScaleState, attempts: int) -> None:
         if not state.calibrated:
@@ -225,5 +231,4 @@ class _Lean:
         weakref.finalize(self, program.release).atexit = False
         self.plain = plain
         self.variant = Variant(plan.name, plan.inputs, program.operation())
-        self.binding = Binding(plan, measured.device, measured.weights, measured.scaling, measured.bank)
-        self.binding.holding = measured.holding
+        self.binding = measured.over(plan)

@@ -124,6 +124,7 @@ class Session:
         self.held = HeldGradients()
         self.writes = Writes()
         self.plans: list[Plan] = []
+        #: Those with all weights as inputs; others are the banks'.
         self.lean_plans: list[Plan] = []
         #: What choices spared that concern the two programs of a region; those of one program are in its plan.
         self.gains: list[Gain] = []

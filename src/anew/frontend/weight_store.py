@@ -95,6 +95,10 @@ class WeightStore:
         (((scaled, eight_bits), known),) = forms.items()
         return None if eight_bits else (known, scaled)
 
+    def buffers(self, weight: Tensor) -> list[Tensor]:
+        """The buffers that a weight is in, one for each form."""
+        return [known.buffer for known in (self._uploaded.find(weight) or {}).values()]
+
     def forget(self, weight: Tensor) -> None:
         """Give a weight's buffers back."""
         self._uploaded.set(weight, {})
