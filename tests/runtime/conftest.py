@@ -57,6 +57,7 @@ def _check(request: pytest.FixtureRequest, made: Sequence[FakeEspresso | FakeNeu
         session_for.cache_clear()
     gc.collect()
     gc.collect()
+    gc.freeze()  # what is left stays: the next test's collections need not walk it again
     if made:
         assert made[-1].violations == []
         assert made[-1].alive == {}
