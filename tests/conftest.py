@@ -23,6 +23,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture
+def young():
+    """Let garbage be looked for among what the test makes alone, not among all that is there before it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def fresh():
     """Forget what Dynamo and anew compiled before, so that counts start at zero; call it to forget again."""
     import torch
@@ -35,6 +43,18 @@ def fresh():
 
     forget()
     return forget
+
+
+@pytest.fixture
+def uncounted(monkeypatch):
+    """Let runs end without a projection: counting programs for it captures several small models."""
+    from anew.errors import UserError
+    from anew.estimate import run
+
+    def refuse(setting, chip):
+        raise UserError("nothing is counted here")
+
+    monkeypatch.setattr(run, "count_step", refuse)
 
 
 @pytest.fixture

@@ -181,6 +181,7 @@ def test_gradients_come_as_plain_ones_when_asked_for_or_joined_by_a_plain_one(ti
         assert torch.equal(head(net).grad, head(plain).grad)
 
 
+@pytest.mark.usefixtures("young")
 def test_nothing_is_held_for_what_has_no_optimizer_here_or_none_any_more() -> None:
     net = model()
     optimizer = EngineAdamW(net, [p for p in net.parameters() if p is not head(net)])
