@@ -46,15 +46,17 @@ def fresh():
 
 
 @pytest.fixture
-def uncounted(monkeypatch):
-    """Let runs end without a projection: counting programs for it captures several small models."""
+def terse(monkeypatch):
+    """Let runs sample two tokens, and end without a projection, which captures several small models."""
     from anew.errors import UserError
-    from anew.estimate import run
+    from anew.train.generate import generate
 
     def refuse(setting, chip):
         raise UserError("nothing is counted here")
 
-    monkeypatch.setattr(run, "count_step", refuse)
+    monkeypatch.setattr("anew.estimate.run.count_step", refuse)
+    for module in ("anew.train.run", "anew.finetune.sample"):
+        monkeypatch.setattr(f"{module}.generate", lambda *arguments: generate(*arguments[:-1], 2))
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def plain_losses(folder: Path, steps: int, **adapter) -> list[float]:
 )
 def test_losses_are_those_of_plain_pytorch_and_peft(arguments, tmp_path, capsys, request, kind, layers, adapter):
     if kind == "dora":
-        request.getfixturevalue("uncounted")
+        request.getfixturevalue("terse")
     wanted = plain_losses(tmp_path, 6, **adapter)
     assert main([*arguments, *layers, "--device", "emulator", "--fine-tune-type", kind]) == 0
     found = [record["train_loss"] for record in records(tmp_path / "out")[1:]]
@@ -135,7 +135,7 @@ def test_what_a_run_leaves_behind(arguments, tmp_path, capsys):
     assert run["trained_parameters"] == sum(x.numel() for x in state.values())
 
 
-@pytest.mark.usefixtures("uncounted")
+@pytest.mark.usefixtures("terse")
 def test_a_base_of_8_bits_learns_as_plain_pytorch_does(arguments, tmp_path):
     arguments += LAST_LAYER
     assert main(arguments) == 0
@@ -151,10 +151,11 @@ def test_bits_of_the_base_are_checked(arguments, capsys):
     assert refused(capsys, [*arguments, "--base-bits", "4"]) == "--base-bits must be one of 0, 8, 16, not 4"
 
 
-@pytest.mark.usefixtures("uncounted")
+@pytest.mark.usefixtures("terse")
 @pytest.mark.parametrize("device", ["cpu", "emulator"])
-def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, monkeypatch, fresh, device):
+def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, monkeypatch, fresh, llama, device):
     if device == "emulator":
+        save_pretrained(llama(layers=1, vocab_size=264, eos_token_id=0), tmp_path / "model")
         (tmp_path / "data" / "valid.jsonl").unlink()
     arguments += [*LAST_LAYER, "--device", device, "--grad-accumulation-steps", "4", "--max-grad-norm", "0.5"]
     assert main(arguments) == 0
@@ -186,7 +187,7 @@ def test_training_goes_on_from_adapters_of_a_file(arguments, tmp_path):
     assert records(tmp_path / "again")[0]["val_loss"] == pytest.approx(last, rel=1e-6)
 
 
-@pytest.mark.usefixtures("uncounted")
+@pytest.mark.usefixtures("terse")
 def test_full_fine_tuning_of_the_last_layer_packed_with_recomputation(arguments, tmp_path):
     words = "--fine-tune-type full --num-layers 1 --packing --grad-checkpoint --max-seq-length 64 --device emulator"
     assert main([*arguments, *words.split()]) == 0
