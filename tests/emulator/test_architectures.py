@@ -9,8 +9,8 @@ from evidence.architectures import CASES, measure
 #: a whole element of the gradient goes elsewhere. Its cross-entropy looks up integer labels, on the host.
 COSINE, ERROR, OPERATIONS = 0.9995, 0.01, 1.0
 OWN = {"convolutional": (0.999, 0.04, 0.95)}
-#: Left to `python -m evidence architectures`: their layers are those of others of the table but for a number or a bias.
-EVIDENCE = {"smollm2", "qwen2", "mistral", "gemma"}
+#: Left to `python -m evidence architectures`: test_layers.py runs theirs.
+EVIDENCE = {"smollm2", "qwen2", "qwen3", "mistral", "gemma", "gemma_2"}
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
