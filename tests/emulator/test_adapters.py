@@ -44,12 +44,15 @@ def check_logits(net):
 
 
 @pytest.fixture(params=["before", "after"])
-def model(request, llama):
-    """A Llama with adapters, compiled after it was wrapped or before."""
-    return compiled(adapted(llama())) if request.param == "after" else adapted(compiled(llama()))
+def make(request, llama):
+    """A maker of Llamas with adapters, compiled after they were wrapped or before."""
+    if request.param == "after":
+        return lambda **sizes: compiled(adapted(llama(**sizes)))
+    return lambda **sizes: adapted(compiled(llama(**sizes)))
 
 
-def test_training_adapters_from_zero_on(model):
+def test_training_adapters_from_zero_on(make):
+    model = make()
     steps = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(3):
         check_gradients(model)
@@ -68,7 +71,8 @@ def check_that_no_gradient_of_a_frozen_weight_is_computed(model):
         assert [shape for shape in shapes if len(shape) == 2] == adapters
 
 
-def test_evaluating_disabling_and_merging(model):
+def test_evaluating_disabling_and_merging(make):
+    model = make(layers=1)
     steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     for _ in range(2):
         gradients(model)
