@@ -76,8 +76,11 @@ def fit(rows: list[Row], pull: float = PULL) -> Fitted:
     gram, right = design.T @ design, design.T @ target
     least, factors = _least(rows[0].chip, guess), np.ones(len(guess))
     for _ in range(1000):
+        before = factors.copy()
         for j in range(len(guess)):
             factors[j] = max(least[j], factors[j] + (right[j] - gram[j] @ factors) / gram[j, j])
+        if np.array_equal(factors, before):
+            break
     found = [float(x) for x in factors * guess]
     rates = Work(*found[: len(NAMES)])
     earlier = dict(zip((NAMES[i] for i in COPIED), found[len(NAMES) :], strict=True))
@@ -129,7 +132,8 @@ def errors_percent(ratios: dict[str, list[float]]) -> dict[str, float]:
 
 def judge(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the figures of one chip for the record, and its entry of rates.json."""
-    ratios = left_out_ratios(rows)
+    by_pull = {p: left_out_ratios(rows, p) for p in PULLS}
+    ratios = by_pull[PULL]
     spread = run_to_run(rows)
     kinds = {r.workload: r.kind for r in rows}
     classes = sorted(set(kinds.values()))
@@ -140,7 +144,7 @@ def judge(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         **errors_percent(ratios),
         "run_to_run_percent": None if spread is None else round(100 * spread, 1),
         "rows_by_class": {kind: sum(r.kind == kind for r in rows) for kind in classes},
-        "by_pull": {f"pull_{int(1000 * p)}_thousandths": errors_percent(left_out_ratios(rows, p)) for p in PULLS},
+        "by_pull": {f"pull_{int(1000 * p)}_thousandths": errors_percent(found) for p, found in by_pull.items()},
         "workloads": {
             w: {"kind": kinds[w], "measured_over_projected": [round(x, 3) for x in group]}
             for w, group in ratios.items()

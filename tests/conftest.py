@@ -23,6 +23,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture
+def young():
+    """Let garbage be looked for among what the test makes alone, not among all that is there before it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def fresh():
     """Forget what Dynamo and anew compiled before, so that counts start at zero; call it to forget again."""
     import torch
@@ -35,6 +43,20 @@ def fresh():
 
     forget()
     return forget
+
+
+@pytest.fixture
+def terse(monkeypatch):
+    """Let runs sample two tokens, and end without a projection, which captures several small models."""
+    from anew.errors import UserError
+    from anew.train.generate import generate
+
+    def refuse(setting, chip):
+        raise UserError("nothing is counted here")
+
+    monkeypatch.setattr("anew.estimate.run.count_step", refuse)
+    for module in ("anew.train.run", "anew.finetune.sample"):
+        monkeypatch.setattr(f"{module}.generate", lambda *arguments: generate(*arguments[:-1], 2))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every architecture of the table in docs/models.md: all of its layers on the engine, gradients as in fp64 PyTorch."""
+"""Architectures of the table in docs/models.md: all of their layers on the engine, gradients as in fp64 PyTorch."""
 
 import pytest
 
@@ -9,11 +9,13 @@ from evidence.architectures import CASES, measure
 #: a whole element of the gradient goes elsewhere. Its cross-entropy looks up integer labels, on the host.
 COSINE, ERROR, OPERATIONS = 0.9995, 0.01, 1.0
 OWN = {"convolutional": (0.999, 0.04, 0.95)}
+#: Left to `python -m evidence architectures`: test_layers.py runs theirs.
+EVIDENCE = {"smollm2", "qwen2", "qwen3", "mistral", "gemma", "gemma_2"}
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in EVIDENCE])
 def test_training_step(name: str) -> None:
     found = measure(name)
     cosine, error, operations = OWN.get(name, (COSINE, ERROR, OPERATIONS))

@@ -217,10 +217,10 @@ def test_without_scaling_there_are_no_lean_programs_to_bake(llama):
 
 
 def test_losses_of_constants_are_those_of_inputs(llama, fresh):
-    wanted = losses(adapted(llama(), 0), FIRST + 3)
+    wanted = losses(adapted(llama(layers=1), 0), FIRST + 3)
     for bits, most in ((16, 0.005), (8, 0.02)):
         fresh()
-        net = adapted(llama(), bits)
+        net = adapted(llama(layers=1), bits)
         found = losses(net, FIRST + 3)
         assert all(abs(a - b) <= most * b for a, b in zip(found, wanted, strict=True))
         assert (anew.statistics(net).stale, min(layers_baked(net))) == (0, 1)
@@ -231,9 +231,9 @@ def test_losses_of_constants_are_those_of_inputs(llama, fresh):
 def test_gradients_of_an_8_bit_base_are_those_of_the_quantized_weights(llama, make):
     """Of linear layers [out, in], and of GPT-2's [in, out], whose rows are input channels."""
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64, use_cache=False)
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=64, use_cache=False)
     config.resid_pdrop = config.attn_pdrop = config.embd_pdrop = 0.0
-    net = adapted(llama() if make == "llama" else GPT2LMHeadModel(config), 8, targets="all-linear")
+    net = adapted(llama(layers=1) if make == "llama" else GPT2LMHeadModel(config), 8, targets="all-linear")
     twin = copy.deepcopy(net)
     inside = [w for name, w in twin.named_parameters() if "base_layer" in name and w.dim() == 2]
     for weight in inside:
@@ -389,11 +389,11 @@ def test_where_8_bits_save_nothing_is_said(llama, chip):
 
 
 def test_scales_of_a_checkpoint_serve_both(llama, fresh):
-    net = adapted(llama(), 0)
+    net = adapted(llama(layers=1), 0)
     losses(net, 2)
     state = anew.state_dict(net)
     fresh()
-    other = adapted(llama(), 16)
+    other = adapted(llama(layers=1), 16)
     anew.load_state_dict(other, state)
     losses(other, 3)
     assert anew.statistics(other).calibrations == 0

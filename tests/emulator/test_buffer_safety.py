@@ -17,7 +17,7 @@ from anew.frontend.scales import FIRST
 from anew.frontend.session import session_for
 from tests.emulator.training import TOKENS, compiled, gradients, loss_of, reference, worst_error
 
-pytestmark = pytest.mark.usefixtures("fresh")
+pytestmark = pytest.mark.usefixtures("fresh", "young")
 
 
 def pool():

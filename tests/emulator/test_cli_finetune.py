@@ -23,7 +23,8 @@ from tests.pretrained import make_tokenizer, save_pretrained
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
-WORDS = ("cat", "dog", "moon", "house", "tree", "road")
+WORDS = ("cat", "moon", "lamp", "tree", "road", "lake")  # one batch has padding, all have one length
+LAST_LAYER = ["--num-layers", "1"]
 ROWS = [{"prompt": f"what is a {word}", "completion": f"{word}s are things"} for word in WORDS]
 
 
@@ -84,10 +85,16 @@ def plain_losses(folder: Path, steps: int, **adapter) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_losses_are_those_of_plain_pytorch_and_peft(arguments, tmp_path, capsys, kind):
-    wanted = plain_losses(tmp_path, 6, use_dora=kind == "dora")
-    assert main([*arguments, "--device", "emulator", "--fine-tune-type", kind]) == 0
+@pytest.mark.parametrize(
+    ("kind", "layers", "adapter"),
+    [("lora", ["--num-layers", "2"], {}), ("dora", LAST_LAYER, {"use_dora": True, "layers_to_transform": [1]})],
+    ids=["lora", "dora of the last layer"],
+)
+def test_losses_are_those_of_plain_pytorch_and_peft(arguments, tmp_path, capsys, request, kind, layers, adapter):
+    if kind == "dora":
+        request.getfixturevalue("terse")
+    wanted = plain_losses(tmp_path, 6, **adapter)
+    assert main([*arguments, *layers, "--device", "emulator", "--fine-tune-type", kind]) == 0
     found = [record["train_loss"] for record in records(tmp_path / "out")[1:]]
     assert found == pytest.approx(wanted, rel=0.01)
     assert found[-1] < found[0] - 0.1
@@ -97,6 +104,8 @@ def test_losses_are_those_of_plain_pytorch_and_peft(arguments, tmp_path, capsys,
     assert "Adapters   B A counts 20 times" in shown
     assert re.search(r"trained tensors changed; logits of the device are within [\d.e-]+ of the host's$", shown, re.M)
     assert f"Saved final weights to {tmp_path}/out/adapters.safetensors." in shown
+    projected = json.loads((tmp_path / "out" / "run.json").read_text())["projection"]
+    assert ("chips" in projected) == (kind == "lora")
 
 
 def test_what_a_run_leaves_behind(arguments, tmp_path, capsys):
@@ -126,7 +135,9 @@ def test_what_a_run_leaves_behind(arguments, tmp_path, capsys):
     assert run["trained_parameters"] == sum(x.numel() for x in state.values())
 
 
+@pytest.mark.usefixtures("terse")
 def test_a_base_of_8_bits_learns_as_plain_pytorch_does(arguments, tmp_path):
+    arguments += LAST_LAYER
     assert main(arguments) == 0
     wanted = [record["train_loss"] for record in records(tmp_path / "out")[1:]]
     arguments[arguments.index("--adapter-path") + 1] = str(tmp_path / "baked")
@@ -140,9 +151,13 @@ def test_bits_of_the_base_are_checked(arguments, capsys):
     assert refused(capsys, [*arguments, "--base-bits", "4"]) == "--base-bits must be one of 0, 8, 16, not 4"
 
 
+@pytest.mark.usefixtures("terse")
 @pytest.mark.parametrize("device", ["cpu", "emulator"])
-def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, monkeypatch, fresh, device):
-    arguments = [*arguments, "--device", device, "--grad-accumulation-steps", "4", "--max-grad-norm", "0.5"]
+def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, monkeypatch, fresh, llama, device):
+    if device == "emulator":
+        save_pretrained(llama(layers=1, vocab_size=264, eos_token_id=0), tmp_path / "model")
+        (tmp_path / "data" / "valid.jsonl").unlink()
+    arguments += [*LAST_LAYER, "--device", device, "--grad-accumulation-steps", "4", "--max-grad-norm", "0.5"]
     assert main(arguments) == 0
     expected = records(tmp_path / "out")
     weights = (tmp_path / "out" / "adapters.safetensors").read_bytes()
@@ -172,6 +187,7 @@ def test_training_goes_on_from_adapters_of_a_file(arguments, tmp_path):
     assert records(tmp_path / "again")[0]["val_loss"] == pytest.approx(last, rel=1e-6)
 
 
+@pytest.mark.usefixtures("terse")
 def test_full_fine_tuning_of_the_last_layer_packed_with_recomputation(arguments, tmp_path):
     words = "--fine-tune-type full --num-layers 1 --packing --grad-checkpoint --max-seq-length 64 --device emulator"
     assert main([*arguments, *words.split()]) == 0
@@ -212,17 +228,18 @@ class TestFirstSave:
         with pytest.raises(check.AnewError, match=r"lora_B.default.weight' is still zero after training"):
             first.check(model, torch.ones(1, 8, dtype=torch.int64))
 
-    def test_a_device_that_computes_with_other_weights(self, arguments, capsys, monkeypatch):
+    def test_a_device_that_computes_with_other_weights(self, arguments, tmp_path, capsys, monkeypatch):
         twin = check.plain_twin
 
         def twin_with_new_weights(model):
             found = twin(model)
-            for layer in found.base_model.model.model.layers:  # in place of those that it shares
-                layer.mlp.down_proj.base_layer.weight = torch.nn.Parameter(layer.mlp.down_proj.base_layer.weight * 1.5)
+            base = found.base_model.model.model.layers[1].mlp.down_proj.base_layer
+            base.weight = torch.nn.Parameter(base.weight * 1.5)  # in place of the one that it shares
             return found
 
         monkeypatch.setattr(check, "plain_twin", twin_with_new_weights)
-        said = refused(capsys, [*arguments, "--device", "emulator", "--iters", "1"])
+        (tmp_path / "data" / "valid.jsonl").unlink()
+        said = refused(capsys, [*arguments, *LAST_LAYER, "--device", "emulator", "--iters", "1"])
         assert said.startswith("the device's logits differ from the host's by ")
 
 

@@ -12,11 +12,17 @@ from anew.device.emulator.engine import EmulatedEngine
 from anew.doctor.examine import PROBES, examine
 from anew.doctor.programs import budget, reload
 from anew.doctor.timing import timing
+from anew.doctor.training import training_step
 from anew.errors import UserError
 from tests.deviants import Forgetful, InTextOrder, OneOff, Packed
 
-#: Without what takes time: measurements, which differ from nothing, and the budget, which has a test of its own.
-QUESTIONS = tuple(probe for probe in PROBES if probe not in (timing, budget))
+#: Without what takes time: measurements, which differ from nothing; training and the budget are asked in other tests.
+QUESTIONS = tuple(probe for probe in PROBES if probe not in (timing, training_step, budget))
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    monkeypatch.setattr("anew.doctor.timing.REPEATS", 2)
 
 
 def deviations(engine):
@@ -24,6 +30,7 @@ def deviations(engine):
     return {finding.probe for finding in report.deviations}
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("chip", ["m1", "m5"])
 def test_the_emulated_engine_answers_as_expected(chip):
     report = examine(EmulatedEngine(load_chip(chip), numerics="exact"), {"system": "a test"})
@@ -119,6 +126,7 @@ def test_the_command_on_a_machine_without_an_engine(capsys):
     assert "emulator       there" in said
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_report_of_an_engine_decides_switches(llama, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["doctor", "--probe", "--chip", "m2"]) == 0

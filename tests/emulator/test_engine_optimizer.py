@@ -210,6 +210,7 @@ def test_settings_it_does_not_take_are_refused() -> None:
         EngineAdamW(nn.Linear(4, 4), [nn.Parameter(torch.zeros(2))])
 
 
+@pytest.mark.usefixtures("young")
 def test_gradients_are_plain_again_once_the_optimizer_is_gone():
     net = model()
     optimizer = EngineAdamW(net, net.parameters(), lr=1e-3)

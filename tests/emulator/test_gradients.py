@@ -4,8 +4,8 @@ import pytest
 
 from evidence.gradients import CASES, measure
 
-#: Left to `python -m evidence gradients`.
-EVIDENCE = {"trained_lean", "rms100_lean"}
+#: Left to `python -m evidence gradients`: "jump8" has the weights of the first, "grouped" those of the second.
+EVIDENCE = {"random", "trained", "trained_lean", "rms100_lean"}
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in EVIDENCE])

@@ -81,17 +81,30 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(x, wanted[name]) for name, x in other.state_dict().items())
 
 
+#: Vocabulary, elements of a tile, whether gradients are held; each tied and not, in one step and in two.
+HEADS = {
+    "tiles that overlap": (300, 2**24, True),
+    "one tile": (512, 2**24, True),
+    "two chunks of tokens": (302, 256 * TOKENS // 2, True),
+    "four chunks": (304, 256 * TOKENS // 4, False),
+}
+
+
 @pytest.mark.parametrize(
-    ("tied", "accumulate", "overlap"), [(True, 1, False), (False, 2, False), (True, 2, True), (False, 1, True)]
+    ("kind", "tied", "accumulate", "overlap"),
+    [
+        ("tiles that overlap", True, 1, False),
+        ("tiles that overlap", False, 2, True),
+        ("one tile", False, 1, True),
+        ("one tile", True, 2, False),
+        ("two chunks of tokens", True, 1, True),
+        ("two chunks of tokens", False, 2, False),
+        ("four chunks", False, 1, False),
+        ("four chunks", True, 2, True),
+    ],
 )
-@pytest.mark.parametrize(
-    ("vocabulary", "elements", "held"),
-    [(300, 2**24, True), (512, 2**24, True), (302, 256 * TOKENS // 2, True), (304, 256 * TOKENS // 4, False)],
-    ids=["tiles that overlap", "one tile", "two chunks of tokens", "four chunks"],
-)
-def test_losses_and_weights_are_those_of_torch_to_the_bit(
-    vocabulary, elements, held, tied, accumulate, overlap, monkeypatch
-) -> None:
+def test_losses_and_weights_are_those_of_torch_to_the_bit(kind, tied, accumulate, overlap, monkeypatch) -> None:
+    vocabulary, elements, held = HEADS[kind]
     monkeypatch.setattr(tiling, "ELEMENTS", elements)
     one, other = model(tied, vocabulary), model(tied, vocabulary)
     optimizer = EngineAdamW(other, other.parameters(), lr=1e-3, overlap=overlap)
@@ -189,6 +202,7 @@ def test_gradients_come_as_plain_ones_when_asked_for_or_joined_by_a_plain_one(ti
         assert torch.equal(head(net).grad, head(plain).grad)
 
 
+@pytest.mark.usefixtures("young")
 def test_nothing_is_held_for_what_has_no_optimizer_here_or_none_any_more() -> None:
     net = model()
     optimizer = EngineAdamW(net, [p for p in net.parameters() if p is not head(net)])

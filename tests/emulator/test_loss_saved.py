@@ -27,7 +27,7 @@ from tests.emulator.test_loss import assert_close, case, measure, on_chip, refer
 GOLDEN = Path(__file__).parent.parent / "golden"
 M4 = load_chip("m4")
 
-pytestmark = pytest.mark.usefixtures("fresh")
+pytestmark = pytest.mark.usefixtures("fresh", "young")
 
 
 @pytest.fixture

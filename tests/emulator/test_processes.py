@@ -23,7 +23,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 def command(tmp_path, llama):
     """`anew train` of a tiny Llama for 16 steps on the emulated engine, without batch size and folder."""
     (tmp_path / "text.txt").write_bytes(TEXT.read_bytes()[:20000])
-    (tmp_path / "small.json").write_text(json.dumps(llama(vocab_size=288).config.to_dict()))
+    (tmp_path / "small.json").write_text(json.dumps(llama(layers=1, vocab_size=288).config.to_dict()))
     files = ["--preset", str(tmp_path / "small.json"), "--data", str(tmp_path / "text.txt")]
     words = "--seq-len 32 --grad-accum 2 --steps 16 --val-every 8 --save-every 4 --keep 9 --lr 0.01 --device emulator"
     return ["train", *files, *words.split()]

@@ -117,7 +117,7 @@ def test_a_head_is_counted_as_in_a_run_where_tokens_are_in_two_chunks_or_more(mo
 @pytest.mark.parametrize(
     "tuned",
     [
-        {"num_layers": 2, "lora_parameters": {"rank": 4}},
+        {"num_layers": 2, "lora_parameters": {"rank": 4, "keys": ["self_attn.v_proj", "mlp.down_proj"]}},
         {"num_layers": -1, "lora_parameters": {"rank": 4, "keys": ["self_attn.q_proj"]}, "grad_checkpoint": True},
         {"num_layers": 1, "fine_tune_type": "full"},
     ],
@@ -125,8 +125,8 @@ def test_a_head_is_counted_as_in_a_run_where_tokens_are_in_two_chunks_or_more(mo
 )
 def test_what_tunes_in_part_is_counted_as_in_a_run(tuned: dict[str, Any]) -> None:
     tuning = FinetuneConfig(**tuned)
-    counted = count_step(Setting(small(4), 32, 1, tuning=tuning), "m4")
-    work, trained = counted_in_a_run(small(4), 32, tuning)
+    counted = count_step(Setting(small(), 32, 1, tuning=tuning), "m4")
+    work, trained = counted_in_a_run(small(), 32, tuning)
     assert same(counted.work, work)
     assert counted.trained == trained
 

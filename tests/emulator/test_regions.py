@@ -477,6 +477,7 @@ def test_without_scaling_exact_arithmetic_loses_small_gradients(llama):
     assert worst_error(scaled, wanted) < 0.01
 
 
+@pytest.mark.usefixtures("young")
 def test_a_dead_model_leaves_nothing_in_the_pool(llama):
     options = Options(device="emulator", strict=True)
     allocated = []

@@ -31,8 +31,7 @@ def train(net, steps, labels=False):
     return losses
 
 
-@pytest.mark.parametrize("numerics", ["fast", "exact"])
-@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(("numerics", "labels"), [("fast", True), ("exact", False)])
 def test_a_loaded_state_goes_on_to_the_bit_and_calibrates_nothing(llama, fresh, numerics, labels):
     net = compiled(llama, numerics=numerics)
     train(net, (0, 3), labels)

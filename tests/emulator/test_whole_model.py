@@ -32,7 +32,7 @@ def statistics():
 
 def test_a_model_with_the_default_cache_at_several_lengths(llama):
     """Sizes are symbolic from the second length on."""
-    net = llama(layers=4, use_cache=True)
+    net = llama(use_cache=True)
     called = torch.compile(net, backend="anew", options=STRICT)
     for count, tokens in enumerate((TOKENS, TOKENS[:, :8], TOKENS[:1], TOKENS), 1):
         assert worst_error(gradients(net, called, tokens), reference(net, tokens)) < 0.01

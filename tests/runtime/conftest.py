@@ -33,7 +33,7 @@ def espresso_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture
 def make_fake(
-    request: pytest.FixtureRequest, espresso_library: Callable[..., Path]
+    request: pytest.FixtureRequest, young: None, espresso_library: Callable[..., Path]
 ) -> Iterator[Callable[..., FakeEspresso]]:
     """A maker of fakes; the test fails when the last one has met a violation or has objects left.
 
@@ -85,7 +85,7 @@ def neural_engine_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.fixture
 def make_classes(
-    request: pytest.FixtureRequest, neural_engine_library: Callable[..., Path]
+    request: pytest.FixtureRequest, young: None, neural_engine_library: Callable[..., Path]
 ) -> Iterator[Callable[..., FakeNeuralEngine]]:
     """A maker of fakes of the classes; the test fails when the last has met a violation or has objects left."""
     made: list[FakeNeuralEngine] = []

@@ -7,7 +7,7 @@ from anew.device.ane.engine import REQUEST
 from anew.frontend.options import Options
 from anew.frontend.scales import FIRST, INTERVAL
 from anew.frontend.session import Session
-from tests.runtime.test_training import STEPS, losses
+from tests.runtime.test_training import STEPS, emulated_losses, losses
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,7 @@ from tests.runtime.test_training import STEPS, losses
 @pytest.mark.filterwarnings("ignore:.*go through _ANEInMemoryModel")
 def test_losses_equal_the_emulators_to_the_last_bit(make_classes, open_ane, fresh, llama, numerics, switches):
     options = Options(device="emulator", chip="m4", numerics=numerics, strict=True)
-    wanted = losses(llama(), Session(options))
-    torch._dynamo.reset()
+    wanted = emulated_losses(llama, options)
     engine = open_ane(make_classes(numerics=numerics, **switches))
     session = Session(options, engine)
     assert losses(llama(), session) == wanted

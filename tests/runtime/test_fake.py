@@ -12,6 +12,8 @@ from anew.device.e5rt.functions import FUNCTIONS, Espresso
 from anew.mil import Builder, print_program
 from tests.runtime.espresso import FakeEspresso
 
+pytestmark = pytest.mark.usefixtures("young")
+
 SHAPE = (1, 4, 2, 40)
 
 

@@ -15,7 +15,7 @@ RUN = "execution_stream_execute_sync"
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, fresh):
+def train(tmp_path, monkeypatch, fresh, terse):
     """Train on an engine for some steps; returns the exit code. ``out`` names the run."""
     data, model = tmp_path / "text.txt", tmp_path / "small.json"
     data.write_text("It is a truth universally acknowledged, that a single man must be in want of a wife.\n" * 20)

@@ -26,6 +26,17 @@ def losses(net, session, steps=STEPS, before=lambda step: None):
     return found
 
 
+_emulated: dict[str, list[float]] = {}
+
+
+def emulated_losses(llama, options):
+    """Losses on the emulated engine, trained once for all routes."""
+    if options.numerics not in _emulated:
+        _emulated[options.numerics] = losses(llama(), Session(options))
+        torch._dynamo.reset()
+    return _emulated[options.numerics]
+
+
 @pytest.mark.parametrize(
     ("numerics", "switches"),
     [("fast", {}), ("exact", {}), ("fast", {"packed": 1, "in_elements": 1}), ("fast", {"binds_once": 1})],
@@ -33,8 +44,7 @@ def losses(net, session, steps=STEPS, before=lambda step: None):
 @pytest.mark.filterwarnings("ignore:.*operations are made anew")
 def test_losses_equal_the_emulators_to_the_last_bit(make_fake, open_engine, fresh, llama, numerics, switches):
     options = Options(device="emulator", chip="m4", numerics=numerics, strict=True)
-    wanted = losses(llama(), Session(options))
-    torch._dynamo.reset()
+    wanted = emulated_losses(llama, options)
     engine = open_engine(make_fake(numerics=numerics, **switches))
     session = Session(options, engine)
     assert losses(llama(), session) == wanted

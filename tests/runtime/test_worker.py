@@ -20,7 +20,7 @@ from anew.frontend.options import Options
 from anew.frontend.session import Session
 from anew.mil import Builder, print_program
 from tests.runtime import worker_devices
-from tests.runtime.test_training import losses
+from tests.runtime.test_training import STEPS, emulated_losses, losses
 from tests.runtime.worker_devices import process_of, run, wait_until_gone
 
 SHAPE = (2, 3, 40)
@@ -155,13 +155,13 @@ def test_a_worker_that_cannot_open_its_device():
         WorkerDevice(CHIP, partial(os._exit, 3))
 
 
+@pytest.mark.usefixtures("young")
 def test_losses_equal_those_of_this_process_though_the_worker_is_killed(fresh, llama):
     options = Options(device="emulator", chip="m4", strict=True)
-    wanted = losses(llama(), Session(options), steps=4)
-    torch._dynamo.reset()
+    wanted = emulated_losses(llama, options)
     device = WorkerDevice(CHIP, worker_devices.emulator)
     with pytest.warns(WorkerWarning, match="SIGKILL in run"):
-        assert losses(llama(), Session(options, device), 4, partial(kill_at_step_2, device)) == wanted
+        assert losses(llama(), Session(options, device), STEPS, partial(kill_at_step_2, device)) == wanted
     process, folder = process_of(device), device._folder
     torch._dynamo.reset()
     del device

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -160,14 +159,23 @@ def test_a_foreign_checkpoint_is_refused_and_kept(folder, tmp_path, capsys, monk
 
 
 #: In a mount namespace of its own, on a disk of 600 kB that takes two checkpoints; then with room again.
-FILLING = """
-mount -t tmpfs -o size=600k none disk && touch mounted || exit
-anew() { "$PYTHON" -c 'import sys; from anew.cli.main import main; sys.exit(main(sys.argv[1:]))' "$@" >/dev/null; }
-anew $TRAIN --data text.txt --out disk/run --steps 6 --save-every 1 --keep 9 2>first; echo $? >>first
-cp -r disk/run kept
-mount -o remount,size=50m disk
-anew train --resume disk/run 2>second; echo $? >>second
-cp -r disk/run done
+FILLING = f"""
+import contextlib, pathlib, shutil, subprocess
+from anew.cli.main import main
+
+def anew(words, said):
+    with open(said, "w") as file:
+        with contextlib.redirect_stderr(file):
+            code = main(words.split())
+        print(code, file=file)
+
+subprocess.run("mount -t tmpfs -o size=600k none disk".split(), check=True)
+pathlib.Path("mounted").touch()
+anew("{SMALL} --data text.txt --out disk/run --steps 6 --save-every 1 --keep 9", "first")
+shutil.copytree("disk/run", "kept")
+subprocess.run("mount -o remount,size=50m disk".split(), check=True)
+anew("train --resume disk/run", "second")
+shutil.copytree("disk/run", "done")
 """
 
 
@@ -175,9 +183,8 @@ def test_a_disk_that_is_really_full(folder, tmp_path):
     for name in ("small.json", "text.txt"):
         shutil.copy(folder / name, tmp_path / name)
     (tmp_path / "disk").mkdir()
-    environment = os.environ | {"PYTHON": sys.executable, "TRAIN": SMALL}
     try:
-        subprocess.run(["unshare", "-rm", "sh", "-c", FILLING], cwd=tmp_path, env=environment, capture_output=True)
+        subprocess.run(["unshare", "-rm", sys.executable, "-c", FILLING], cwd=tmp_path, capture_output=True)
     except FileNotFoundError:
         pytest.skip("there is no unshare on this system")
     if not (tmp_path / "mounted").exists():

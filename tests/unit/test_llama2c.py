@@ -140,6 +140,7 @@ def test_weights_come_back_to_the_bit(tmp_path, version, tied):
     assert path.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.usefixtures("terse")
 def test_a_trained_model_says_the_same_in_all_forms(tmp_path, monkeypatch, capsys):
     """Train on tokens, convert to model.bin, back to a folder, and go on training from either."""
     monkeypatch.chdir(tmp_path)

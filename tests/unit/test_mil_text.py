@@ -292,7 +292,7 @@ def test_damaged_text_is_a_located_error_or_parses(data):
     assert message is None or message.startswith("line ")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_tokens_moved_are_a_located_error_or_parse(data):
     """No text of other tokens than meant ends in another exception, however far it still parses."""

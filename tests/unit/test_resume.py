@@ -33,6 +33,7 @@ def interrupt_in(monkeypatch, number: int) -> None:
     monkeypatch.setattr(Loop, "_step", interrupted_step)
 
 
+@pytest.mark.usefixtures("terse")
 @pytest.mark.parametrize("device", ["cpu", "emulator"])
 def test_an_interrupted_run_goes_on_to_the_bit(arguments, tmp_path, capsys, monkeypatch, fresh, device):
     arguments = [*arguments, "--device", device]
