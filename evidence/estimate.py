@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from anew.estimate.capture import Setting, gains_of
+from anew.estimate.capture import gains_of
+from anew.estimate.counted import Setting
 from anew.estimate.host import ADAMW, host_bandwidth
 from anew.estimate.step import estimate
 from anew.projection import Work, chip_names, from_memory, read_rates

@@ -13,8 +13,10 @@ from anew.chips import load_chip
 from anew.cli.main import main
 from anew.errors import UserError
 from anew.estimate import run
-from anew.estimate.capture import LOGITS, WEIGHT, Setting, count_step, lasting
+from anew.estimate.capture import WEIGHT, count_step, lasting
+from anew.estimate.counted import Setting
 from anew.estimate.counting import CountingDevice
+from anew.estimate.head import LOGITS
 from anew.estimate.roofline import draw
 from anew.estimate.run import projection
 from anew.estimate.step import Estimate, estimate

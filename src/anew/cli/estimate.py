@@ -78,8 +78,8 @@ def _uncollected() -> Iterator[None]:
 def _show(arguments: argparse.Namespace) -> int:
     # Here, not above: these import torch and transformers, and `anew --help` should not wait for them.
     from anew.estimate import compare
-    from anew.estimate.capture import Setting
     from anew.estimate.configuration import read
+    from anew.estimate.counted import Setting
     from anew.estimate.step import estimate
     from anew.models.quiet import quiet
 

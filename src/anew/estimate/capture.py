@@ -11,42 +11,29 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from anew.chips import Chip, load_chip
+from anew.chips import load_chip
 from anew.compiler.gains import Gain
-from anew.device.base import LoadedProgram
 from anew.errors import UserError
-from anew.estimate.counting import CountingDevice, CountingProgram
+from anew.estimate.counted import Counted, Setting, mean_call
+from anew.estimate.counting import CountingDevice
+from anew.estimate.head import LOSS_PROGRAMS, count_head, loss_of
 from anew.frontend.layers import repeated_layers
 from anew.frontend.loss.causal_lm import verdict_of
-from anew.frontend.loss.cost import gain_of_saving, tiling_for
-from anew.frontend.loss.programs import Ports, Shape, backward, compile_function, forward
-from anew.frontend.loss.region import shape_of
-from anew.frontend.loss.tiling import Tiling
 from anew.frontend.model import compile_in
 from anew.frontend.options import Options
 from anew.frontend.placement import PlacementWarning
 from anew.frontend.recorder import HostRecorder
 from anew.frontend.region import GraphCall
-from anew.frontend.scales import INTERVAL
-from anew.frontend.segment import Segment
 from anew.frontend.session import Session
 from anew.frontend.staleness import mark
 from anew.frontend.typical import TypicalScales
-from anew.frontend.weight_store import WeightStore
 from anew.optim.adam import EngineAdamW
-from anew.optim.shares import holds_head, writes_head
-from anew.plan import Plan
-from anew.projection import Work
-from anew.projection.work import FP16_BYTES, from_memory
-
-if TYPE_CHECKING:
-    from anew.finetune.options import FinetuneConfig
 
 #: Vocabulary of the small models.
 VOCABULARY = 64
@@ -54,90 +41,6 @@ VOCABULARY = 64
 WEIGHT = 0.1
 #: Bytes an element of a host operation's result stands for: two fp32 operands read, one result written.
 TOUCHED = 12
-#: The forward and the backward program of a tile of the loss, those that measure and the lean ones.
-LOSS_PROGRAMS = 4
-#: In programs that compute logits, the product that gives them.
-LOGITS = frozenset({0})
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is trained how.
-
-    Attributes:
-        config: of transformers. seq_len: tokens of a row. batch_size: rows of a step.
-        lora: rank of adapters on all linear layers; 0: all weights train. base_bits: of frozen weights as constants.
-        tuning: of ``anew finetune``, where what trains is more than a rank says; then ``lora`` is left out.
-    """
-
-    config: Any
-    seq_len: int
-    batch_size: int
-    lora: int = 0
-    base_bits: int = 0
-    tuning: FinetuneConfig | None = None
-
-    @property
-    def tunes(self) -> bool:
-        """Whether embedding and head are frozen, with all or part of the layers' weights."""
-        return bool(self.lora) or self.tuning is not None
-
-    @property
-    def trained_layers(self) -> int:
-        """Layers that train, counted from the last."""
-        layers: int = self.config.num_hidden_layers
-        return layers if self.tuning is None or self.tuning.num_layers == -1 else self.tuning.num_layers
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a step."""
-        return self.seq_len * self.batch_size
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Amounts of one step, which add.
-
-    Attributes:
-        work: of the engine and of the host's copies. forward, backward: the parts of the layers' programs in it.
-        loss: the part of the loss's forward programs. tiles, chunks: of the vocabulary and of the tokens, which the
-            loss is cut into; no tiles where the head does not train.
-        parameters, trained: of the model, and those with a gradient.
-        buffers: bytes leased for programs.
-        touched: bytes that the host's operations outside the programs read and write; vocabulary, optimizer left out.
-        programs: loaded. convolutions: 1 if a program multiplies by a constant kernel, else 0.
-        held: parameters whose gradients stay in fp16 where the engine wrote them, for an optimizer that reads them
-            there and writes the fp16 weight as well. terms: of the head's, if that is among them: one for each chunk.
-    """
-
-    work: Work
-    forward: Work
-    backward: Work
-    parameters: float
-    trained: float
-    buffers: float
-    touched: float
-    programs: float
-    convolutions: float
-    held: float = 0.0
-    terms: float = 0.0
-    loss: Work = field(default_factory=Work)
-    tiles: float = 0.0
-    chunks: float = 0.0
-
-    def __add__(self, other: Counted) -> Counted:
-        """Return the amounts of both."""
-        return Counted(*(a + b for a, b in zip(self._amounts(), other._amounts(), strict=True)))
-
-    def __mul__(self, times: float) -> Counted:
-        """Return the amounts of so many."""
-        return Counted(*(a * times for a in self._amounts()))
-
-    def _amounts(self) -> list[Any]:
-        return list(vars(self).values())
-
-
-Amount = TypeVar("Amount", Counted, Work)
 
 
 def count_step(setting: Setting, chip: str) -> Counted:
@@ -152,7 +55,7 @@ def count_step(setting: Setting, chip: str) -> Counted:
     with small.first_layer_alone():
         one = small.count()
     two = small.count()
-    total = one + (two + one * -1.0) * (trained - 1) + _head(setting, chip)
+    total = one + (two + one * -1.0) * (trained - 1) + count_head(setting, chip)
     if trained < layers:  # below them no gradient is asked for
         two = _Small(setting, chip, trained=1).count()
         total += (two + one * -1.0) * (layers - trained)
@@ -164,16 +67,8 @@ def gains_of(setting: Setting, chip: str) -> list[tuple[Gain, int]]:
     small = _Small(setting, chip)
     small.count()
     layers = [(gain, setting.trained_layers) for gain in small.session.gains if " loss" not in gain.program]
-    tiling, _, head = _loss(setting, load_chip(chip))
+    tiling, _, head = loss_of(setting, load_chip(chip))
     return [*layers, *([(head, tiling.runs)] if head else [])]
-
-
-def _loss(setting: Setting, chip: Chip) -> tuple[Tiling, Shape, Gain | None]:
-    """How the loss is cut, a tile's shape, and what a run spares if exponentials are saved; None if they are not."""
-    features = setting.config.hidden_size
-    tiling = tiling_for(setting.tokens, setting.config.vocab_size, features, chip)
-    shape = shape_of(tiling, features, bias=False)
-    return tiling, shape, gain_of_saving("loss", shape, tiling, chip)
 
 
 class _Small:
@@ -207,7 +102,7 @@ class _Small:
             self._clear()
             self._step()
             lean = self._count(measures=False)
-            return _mean(self._count(measures=True), lean)
+            return mean_call(self._count(measures=True), lean)
 
     def _clear(self) -> None:
         self.optimizer.zero_grad()
@@ -325,88 +220,3 @@ def _build(setting: Setting, trained: int) -> nn.Module:
 
     tuning = setting.tuning or FinetuneConfig(lora_parameters={"rank": setting.lora})
     return prepare(model, replace(tuning, num_layers=trained))
-
-
-def _head(setting: Setting, chip: str) -> Counted:
-    """The amounts of embedding, head and loss, from their shapes."""
-    config = setting.config
-    features, vocabulary = config.hidden_size, config.vocab_size
-    device = CountingDevice(load_chip(chip))
-    session = Session(Options(device="null", chip=chip), device)
-    tiling, shape, gain = _loss(setting, session.device.chip)
-    kept = gain is not None
-    trained = not setting.tunes
-    ports = shape.backward_ports(features if trained else 0, kept=kept)
-    store, saved = WeightStore(device), {2: True} if kept else {}
-    first = compile_function(session, store, "loss forward", forward(keep=kept), shape.ports(), saved)
-    function = backward(hidden=True, weight=trained, kept=kept)
-    second = compile_function(session, store, "loss backward", function, ports)
-    runs, chunks = tiling.runs, tiling.runs // len(tiling.tiles)
-    weights = float(runs * shape.columns * features)
-    there = not trained or writes_head((vocabulary, features))
-    held = trained and holds_head((vocabulary, features), chunks)
-    ahead = _tile(first.run, LOGITS) * runs  # type: ignore[arg-type]
-    ahead += Work(read=-(_hidden_again(tiling, shape.ports()) + (weights if there else 0.0)))
-    work = _tile(second.run, frozenset() if kept else LOGITS) * runs  # type: ignore[arg-type]
-    work += Work(read=-_kept(tiling, ports), write=-(weights if held else 0.0))
-    tables = vocabulary * features * (1 if config.tie_word_embeddings else 2)
-    logits = shape.rows * shape.columns
-    buffers = FP16_BYTES * (vocabulary * features + 2 * logits + (runs * logits if kept else 0))
-    return Counted(
-        ahead + work,
-        Work(),
-        Work(),
-        tables,
-        tables if trained else 0,
-        buffers,
-        touched=0,
-        programs=0,
-        convolutions=0,
-        held=held * vocabulary * features,
-        terms=held * chunks,
-        loss=ahead,
-        tiles=len(tiling.tiles) if trained and there else 0,
-        chunks=chunks,
-    )
-
-
-def _hidden_again(tiling: Tiling, forward: Ports) -> int:
-    """Elements of hidden states that the forward pass does not copy for each tile: one of a chunk's does."""
-    return math.prod(forward["hidden"]) * (tiling.runs - tiling.runs // len(tiling.tiles))
-
-
-def _kept(tiling: Tiling, backward: Ports) -> int:
-    """Elements that the backward pass does not copy for each tile: those that others of the chunk read, or the forward
-    pass before.
-
-    Weights are copied for the forward pass alone, and exponentials that are saved never.
-    """
-    runs, chunks = tiling.runs, tiling.runs // len(tiling.tiles)
-
-    def elements(*names: str) -> int:
-        return sum(math.prod(backward[name]) for name in names if name in backward)
-
-    again = elements("hidden") * (runs - (tiling.padded != tiling.tokens))  # padded rows are made anew for each pass
-    others = elements("largest", "cotangent") * (runs - chunks)
-    return again + others + elements("weight", "mass") * runs
-
-
-def _tile(segment: Segment, plain: frozenset[int]) -> Work:
-    """The mean run for a tile: one in so many measures, between them the ``plain`` products have no scales."""
-    lean = segment.make_lean(plain)
-    return _mean(_run(segment.plan, segment.program), _run(lean, segment.device.compile(lean.text, lean.weights)))
-
-
-def _mean(measured: Amount, lean: Amount) -> Amount:
-    """The mean of the calls of an interval, of which one measures."""
-    return lean * (1.0 - 1.0 / INTERVAL) + measured * (1.0 / INTERVAL)
-
-
-def _run(plan: Plan, program: LoadedProgram) -> Work:
-    """One run for one tile, if all that it reads is copied."""
-    assert isinstance(program, CountingProgram)
-    inputs = sum(p.type.numel for p in program.inputs)
-    outputs = sum(p.type.numel for p in program.outputs)
-    saved = sum(math.prod(port.shape) for port in plan.outputs if port.saved)
-    streams = from_memory(FP16_BYTES * float(inputs + outputs))
-    return program.work + streams + Work(dispatches=1, read=inputs, write=outputs - saved)

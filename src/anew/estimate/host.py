@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anew.estimate.capture import Counted, Setting
+from anew.estimate.counted import Counted, Setting
 from anew.projection import Rates, Work
 from anew.projection.machine import Machine, read_machine
 from anew.projection.rates import COPIES

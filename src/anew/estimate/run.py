@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from anew.errors import reason_of
-from anew.estimate.capture import Counted, Setting, count_step
+from anew.estimate.capture import count_step
+from anew.estimate.counted import Counted, Setting
 from anew.estimate.step import project
 from anew.models.quiet import quiet
 from anew.projection.machine import read_machine

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from anew.chips import load_chip
-from anew.estimate.capture import Counted, Setting, count_step
+from anew.estimate.capture import count_step
+from anew.estimate.counted import Counted, Setting
 from anew.estimate.host import ADAMW, CONVERSION_BYTES, NORM, host_bandwidth, host_bytes, tables, times
 from anew.estimate.overlap import Beside, Stage
 from anew.frontend.scales import INTERVAL

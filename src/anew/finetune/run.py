@@ -14,7 +14,7 @@ from torch import nn
 from anew.adapters import load_weights
 from anew.adapters.forms import MLX_WEIGHTS
 from anew.errors import UserError
-from anew.estimate.capture import Setting
+from anew.estimate.counted import Setting
 from anew.estimate.run import projection
 from anew.finetune.adapt import describe_trainable, prepare
 from anew.finetune.batches import Batches

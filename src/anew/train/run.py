@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from anew.errors import UserError
-from anew.estimate.capture import Setting
+from anew.estimate.counted import Setting
 from anew.estimate.run import projection
 from anew.llama2c import read_tokens
 from anew.llama2c.tokens import SUFFIX as TOKEN_FILE
