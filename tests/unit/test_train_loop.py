@@ -141,7 +141,15 @@ def test_divergence_stops_before_the_weights_are_touched(tmp_path, fault, senten
     assert model.table.weight.equal(before)
 
 
-def test_the_first_interrupt_asks_and_the_second_stops(tmp_path, capfd):
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, which a shell's background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_interrupt_asks_and_the_second_stops(tmp_path, capfd, interruptible):
     with stop_on_interrupt() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGINT)
