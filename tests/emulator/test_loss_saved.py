@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from anew.chips import load_chip
-from anew.estimate import capture
+from anew.estimate import counted, head
 from anew.estimate.counting import CountingDevice
 from anew.frontend.loss import cost
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
@@ -173,9 +173,9 @@ def test_backward_twice_gives_the_same_and_buffers_come_back(prices):
 def test_the_estimate_counts_what_runs(prices, monkeypatch, saves):
     """Of runs that measure, without an optimizer of the engine's; what is plain in the others is an assumption."""
     prices(0.0 if saves else 1e-6)
-    monkeypatch.setattr(capture, "INTERVAL", 1)
+    monkeypatch.setattr(counted, "INTERVAL", 1)
     for name in ("holds_head", "writes_head"):
-        monkeypatch.setattr(capture, name, lambda *_: False)
+        monkeypatch.setattr(head, name, lambda *_: False)
     config = AutoConfig.for_model(**llama(dim=64, layers=1, heads=2, hidden=96, vocab=700, max_seq=64))
     device = CountingDevice(M4)
     session = Session(Options(device="null", chip="m4"), device)
@@ -184,4 +184,4 @@ def test_the_estimate_counts_what_runs(prices, monkeypatch, saves):
     for _ in range(2):
         device.reset()
         cross_entropy(region, hidden, weight, target, None, "mean", -100).backward()
-    assert capture._head(capture.Setting(config, 32, 2), "m4").work == device.total(session.plans)
+    assert head.count_head(counted.Setting(config, 32, 2), "m4").work == device.total(session.plans)
