@@ -65,12 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep Python's collector off, which would look again and again at what importing makes and find it in use."""
-    was = gc.isenabled()
+    was, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:  # or what the caller froze would be looked at again
+            gc.unfreeze()
         if was:
             gc.enable()
 
