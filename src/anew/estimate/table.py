@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -34,16 +36,30 @@ def show(found: Estimate, name: str, console: Console) -> None:
         console.print(f"  extrapolated: {what}")
 
 
+#: What is spent on what, in a user's words; two parts of one name are added.
+WORDS = {
+    "dispatches": "dispatches",
+    "read": "copies to the engine",
+    "write": "copies from the engine",
+    "matmul": "products",
+    "spilled": "products whose operand does not stay on the engine",
+    "convolution": "convolutions",
+    "weight_bytes": "weights, activations and gradients streamed",
+    "fetched": "weights, activations and gradients streamed",
+    "elementwise": "passes over elements",
+    "attention": "softmax",
+}
+
+
 def _rows(found: Estimate) -> list[tuple[str, str]]:
     machine, joules = found.machine, found.joules
     total, bound = sum(joules.values()), sum(found.bound.values())
     holds = max(found.bound, key=lambda name: found.bound[name])
-    small = sorted(((s, name) for name, s in found.parts.items() if s), reverse=True)
     return [
         ("time of a step", f"{1e3 * found.seconds:.1f} ms ({1e3 * found.low:.1f} to {1e3 * found.high:.1f})"),
         *((f"  {name}", f"{1e3 * s:.1f} ms, {s / found.seconds:.0%}") for name, s in found.split.items()),
         *([("  of it beside each other", f"{1e3 * found.overlap:.1f} ms")] if found.overlap else []),
-        ("most of it", ", ".join(f"{name.removeprefix('host: ')} {1e3 * s:.1f}" for s, name in small[:5])),
+        ("most of it", ", ".join(f"{name} {1e3 * s:.1f}" for name, s in _largest(found))),
         ("tokens/s", f"{found.tokens_per_second:.0f}"),
         ("TFLOPS", f"{found.tflops:.2f}"),
         *((f"  of the {name}", f"{part:.1%}") for name, part in found.utilisation.items()),
@@ -63,6 +79,14 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
         ("compiling, once", f"{found.compile[0]:.1f} to {found.compile[1]:.1f} s"),
         ("host's memory", f"{machine.memory_gb_s:g} GB/s ({machine.memory_source})"),
     ]
+
+
+def _largest(found: Estimate) -> list[tuple[str, float]]:
+    """The five largest parts of a step in a user's words, in seconds."""
+    parts: defaultdict[str, float] = defaultdict(float)
+    for name, seconds in found.parts.items():
+        parts[WORDS.get(name, name.removeprefix("host: "))] += seconds
+    return sorted(parts.items(), key=lambda part: -part[1])[:5]
 
 
 def show_comparison(found: Estimate, console: Console) -> None:
