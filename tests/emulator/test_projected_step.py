@@ -235,10 +235,11 @@ def test_the_command_prints_json_with_the_comparison_and_draws_a_roofline(tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(small(2).to_dict()))  # type: ignore[attr-defined]
     picture = tmp_path / "roof.png"
     flags = ["--seq-len", "32", "--json", "--compare", "--roofline", str(picture)]
+    frozen = gc.get_freeze_count() > 0
     assert main(["estimate", "--model", str(tmp_path), *flags]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert (gc.get_freeze_count() > 0) == frozen
     assert printed["projected"] is True
     assert printed["ms"] == pytest.approx(sum(printed["split_ms"].values()) - printed["overlap_ms"])
     assert {s["label"] for s in printed["compare"]["systems"]} == {"measured by its authors"}

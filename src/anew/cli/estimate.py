@@ -65,15 +65,26 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep Python's collector off, which would look again and again at what importing makes and find it in use."""
-    was, frozen = gc.isenabled(), gc.get_freeze_count()
+    was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if not frozen:  # or what the caller froze would be looked at again
-            gc.unfreeze()
         if was:
             gc.enable()
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep what is there by now from Dynamo, which collects by itself after each capture."""
+    ours = not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:  # what a caller froze stays frozen
+            gc.unfreeze()
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -85,9 +96,8 @@ def _show(arguments: argparse.Namespace) -> int:
     from anew.models.quiet import quiet
 
     name, config = read(arguments.preset, arguments.model)
-    gc.freeze()  # Dynamo collects by itself after each capture: not what is there by now
     setting = Setting(config, arguments.seq_len, arguments.batch_size, arguments.lora, arguments.base_bits)
-    with quiet():
+    with quiet(), _frozen():
         found = estimate(setting, arguments.chip)
     if arguments.json:
         data = {"model": name, **found.as_dict()} | ({"compare": compare.as_dict(found)} if arguments.compare else {})
