@@ -220,17 +220,17 @@ def project(setting: Setting, counted: Counted, chip: str, rates: Rates, machine
         bound_beside=bound_beside,
         compile=(least * counted.programs, most * counted.programs),
         machine=machine,
-        extrapolated=_extrapolated(counted, rates, beside),
+        extrapolated=_extrapolated(counted, rates, overlaps=beside.saved + looks.saved > 0),
         scaled=rates.scaled,
     )
 
 
-def _extrapolated(counted: Counted, rates: Rates, beside: Beside) -> tuple[str, ...]:
+def _extrapolated(counted: Counted, rates: Rates, *, overlaps: bool) -> tuple[str, ...]:
     guessed = (
         f"{name} on {rates.chip} (as on the chip with the same engine)" for name in rates.extrapolated(counted.work)
     )
     kernels = (KERNELS,) if counted.convolutions else ()
-    return RUN_TIME_WEIGHTS, *kernels, FUSED, *((BESIDE,) if beside.saved else ()), *guessed
+    return RUN_TIME_WEIGHTS, *kernels, FUSED, *((BESIDE,) if overlaps else ()), *guessed
 
 
 def _beside(setting: Setting, counted: Counted, rates: Rates, machine: Machine) -> Beside:

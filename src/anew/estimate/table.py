@@ -38,7 +38,6 @@ def show(found: Estimate, name: str, console: Console) -> None:
 
 #: What is spent on what, in a user's words; two parts of one name are added.
 WORDS = {
-    "dispatches": "dispatches",
     "read": "copies to the engine",
     "write": "copies from the engine",
     "matmul": "products",

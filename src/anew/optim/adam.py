@@ -86,9 +86,7 @@ class OnEngine(torch.optim.Adam):
         which compute the few rows that they look up.
         """
         tiles = self._held.tiles.find(p) or []
-        by_tiles = len(tiles) == len(step.parts) and all(
-            part.weight is tile.weight for part, tile in zip(step.parts, tiles, strict=True)
-        )
+        by_tiles = [id(part.weight) for part in step.parts] == [id(tile.weight) for tile in tiles]
         return by_tiles and p in self._read_by_rows
 
     def _matrices(self) -> Iterator[tuple[Tensor, Step]]:

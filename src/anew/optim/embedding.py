@@ -42,7 +42,7 @@ class _Rows(torch.autograd.Function):
         if ahead is not None and input.numel() and int(input.min()) >= 0 and int(input.max()) < len(weight):
             ids, places = input.unique(return_inverse=True)
             return F.embedding(places, ahead(ids))
-        session.writes.wait([weight])
+        wait_for(weight)
         return F.embedding(input, weight)
 
     @staticmethod

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anew.compiler.gains import log_gains
-from anew.frontend.held import MOST, HeldGradients, OfArgument
+from anew.frontend.held import MOST, HeldGradients, OfArgument, wait_for
 from anew.frontend.instances import ByTensor
 from anew.frontend.loss.cost import gain_of_saving, tiling_for
 from anew.frontend.loss.programs import Shape, backward, compile_function, forward
@@ -104,7 +104,7 @@ class LossRegion:
         # A run of a tile waits for the tile's own rows: an optimizer that lets this region begin before the weight is
         # whole steps it by these very tiles.
         mass = self._mass(head, keep)
-        self.session.writes.wait([head.weight])
+        wait_for(head.weight)
         gap = (mass.largest + mass.total.log()).squeeze(1) - head.label_logits()
         labelled = head.target != NO_LABEL
         return F.softplus(gap).where(labelled, 0.0), gap.sigmoid().where(labelled, 0.0), mass
